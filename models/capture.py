@@ -1,0 +1,196 @@
+"""Capture: a transformers model goes in, an ONNX file comes out.
+
+Needs the `[torch]` extra; torch and transformers are imported when `export` is called.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zq2onnx.errors import UserError
+from zq2onnx.models import checkpoint
+from zq2onnx.models.checkpoint import Checkpoint
+from zq2onnx.storage.companions import check_companions, copy_companions
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+INPUTS = ("input_ids", "attention_mask")
+INLINE_BYTES = 1024
+"""Tensors up to this size stay in the model file."""
+_WRAPPED = "captured"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What `export` wrote.
+
+    Attributes:
+        path, data: the model and its weights.
+        bytes: size of both.
+        inputs, outputs: name, type and shape of each, as `input_ids int64[batch, sequence]`.
+        opset: version of the standard operators.
+        architecture: transformers class that was captured.
+        dropped_head: class named in the checkpoint, where its head is not in the file.
+        companions: files that the model needs beside it, in the folder of `path`.
+    """
+
+    path: Path
+    data: Path
+    bytes: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    opset: int
+    architecture: str
+    dropped_head: str | None
+    companions: tuple[Path, ...]
+
+
+def export(
+    source: str | Path,
+    output: Path,
+    *,
+    dtype: str = "fp32",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Capture:
+    """Write a transformers model as ONNX, with dynamic batch and sequence.
+
+    Inputs are `input_ids` and `attention_mask`, int64 `[batch, sequence]`. The output is `logits`
+    `[batch, sequence, vocabulary]` of a causal language model, else `last_hidden_state`
+    `[batch, sequence, width]`. Weights go to `OUTPUT.data`; both files appear under their names
+    only when whole.
+
+    Args:
+        source: folder or hub id.
+        output: the ONNX file. Of a path that does not exist, only the last folder is created.
+        dtype: `fp32`, `fp16` or `bf16`, whatever the checkpoint holds.
+        force: overwrite.
+        progress: called with a few words at the start of each stage.
+
+    Raises:
+        UserError: the model cannot be loaded or captured, or the output exists.
+    """
+    report = progress or (lambda stage: None)
+    output = Path(output)
+    if dtype not in checkpoint.DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}", f"one of {', '.join(checkpoint.DTYPES)}")
+    _check_output(output, force)
+    checkpoint.require_torch()
+    report("loading")
+    loaded = checkpoint.load(source, dtype)
+    check_companions(loaded.folder, output.parent, force=force)
+    report("capturing")
+    model = _capture(loaded, source)
+    report("writing")
+    companions = _write(model, loaded.folder, output, force)
+    data = _data_path(output)
+    return Capture(
+        path=output,
+        data=data,
+        bytes=sum(path.stat().st_size for path in (output, data) if path.exists()),
+        inputs=tuple(map(_describe, model.graph.inputs)),
+        outputs=tuple(map(_describe, model.graph.outputs)),
+        opset=model.opset_imports[""],
+        architecture=loaded.architecture,
+        dropped_head=loaded.dropped_head,
+        companions=tuple(companions),
+    )
+
+
+def _data_path(output: Path) -> Path:
+    return output.with_name(output.name + ".data")
+
+
+def _check_output(output: Path, force: bool) -> None:
+    if output.is_dir():
+        raise UserError(f"{output} is a folder", "the path of a file to write")
+    if not output.parent.parent.is_dir():
+        raise UserError(f"folder {output.parent.parent} does not exist", remedy="create it, or correct -o")
+    for path in (output, _data_path(output)):
+        if path.exists() and not force:
+            raise UserError(f"{path} exists", remedy="give --force to overwrite it, or another -o")
+
+
+def _capture(loaded: Checkpoint, source: str | Path) -> ir.Model:
+    """The graph, named by module paths, with every weight from the checkpoint."""
+    from zq2onnx.models.naming import name_by_modules
+
+    with checkpoint.silence():
+        try:
+            program = _torch_export(loaded)
+        except Exception as error:  # torch.export raises whatever the model's code raises
+            raise UserError(
+                f"{source}: torch.export cannot capture {loaded.architecture}: {checkpoint.one_line(error)}"
+            ) from error
+    model: ir.Model = program.model
+    name_by_modules(model, _WRAPPED)
+    absent = sorted(loaded.missing & set(model.graph.initializers))
+    if absent:
+        raise UserError(
+            f"{source} lacks {len(absent)} weights of {loaded.architecture}, {absent[0]} for one",
+            "a checkpoint with all of them",
+        )
+    return model
+
+
+def _torch_export(loaded: Checkpoint) -> Any:
+    import torch
+
+    class Wrapper(torch.nn.Module):
+        """Fixes the order of the inputs, and leaves one output."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, _WRAPPED, loaded.model)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            outputs = getattr(self, _WRAPPED)(input_ids=input_ids, attention_mask=attention_mask)
+            return outputs[loaded.output]
+
+    # Sizes that differ from each other and from 0 and 1, which torch.export would take as fixed.
+    example = torch.zeros(2, 5, dtype=torch.int64)
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    return torch.onnx.export(
+        Wrapper().eval(),
+        (example, torch.ones_like(example)),
+        dynamo=True,
+        input_names=list(INPUTS),
+        output_names=[loaded.output],
+        dynamic_shapes=(axes, axes),
+        verbose=False,
+    )
+
+
+def _write(model: ir.Model, folder: Path, output: Path, force: bool) -> list[Path]:
+    """Save under temporary names, then rename: data before model, an old model going first."""
+    import onnx_ir as ir
+
+    output.parent.mkdir(exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    data = _data_path(output)
+    try:
+        ir.save(model, temporary / output.name, external_data=data.name, size_threshold_bytes=INLINE_BYTES)
+        companions = copy_companions(folder, output.parent, force=force)
+        if force:
+            output.unlink(missing_ok=True)
+            data.unlink(missing_ok=True)
+        if (temporary / data.name).exists():
+            os.replace(temporary / data.name, data)
+        os.replace(temporary / output.name, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return companions
+
+
+def _describe(value: ir.Value) -> str:
+    dims = ", ".join(str(dim) for dim in value.shape or ())
+    return f"{value.name} {str(value.dtype).lower()}[{dims}]"

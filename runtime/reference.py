@@ -1,0 +1,159 @@
+"""The oracle: every `ai.zq2onnx` operator in plain NumPy, against which all kernels are tested.
+
+Written from the words of `zq2onnx.layout` and `zq2onnx.opset` alone and meant to be read, not to
+be fast. It shares no code with the packing that writes the files nor with the operators' bodies,
+so that a mistake in either shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zq2onnx.opset import Operator
+
+Array = NDArray[Any]
+
+
+def nibbles(packed: Array) -> Array:
+    """Split bytes into nibbles, low first: uint8 `[.., n]` to uint8 `[.., 2n]`.
+
+    >>> nibbles(np.array([0x21, 0x43], np.uint8)).tolist()
+    [1, 2, 3, 4]
+    """
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+
+
+def unpack_codes(bits: int, packed: Array) -> Array:
+    """Unpack the codes of `B`.
+
+    Args:
+        bits: bits per code: 8, 4, 3 or 2.
+        packed: uint8 `[N, k_blocks, block_size * bits / 8]`, in the layout of `zq2onnx.layout`.
+
+    Returns:
+        uint8 `[N, k_blocks * block_size]`, padding included.
+
+    >>> unpack_codes(2, np.array([[[0b1001_0100]]], np.uint8)).tolist()
+    [[0, 1, 1, 2]]
+    """
+    match bits:
+        case 4:
+            codes = nibbles(packed)
+        case 2:
+            both = nibbles(packed)
+            codes = np.concatenate([both & 3, both >> 2], axis=-1)
+        case 3:
+            planes = [nibbles(plane) for plane in np.split(packed, 3, axis=-1)]
+            quarters = [plane & 7 for plane in planes]
+            last = (planes[0] >> 3) | (planes[1] >> 3) << 1 | (planes[2] >> 3) << 2
+            codes = np.concatenate([*quarters, last], axis=-1)
+        case 8:
+            low, high = np.split(packed, 2, axis=-1)
+            codes = nibbles(low) | nibbles(high) << 4
+        case _:
+            raise ValueError(f"{bits} bits per code; 8, 4, 3 or 2 are known")
+    return codes.reshape(len(packed), -1)
+
+
+def unpack_zero_points(bits: int, repeat: int, groups: int, packed: Array) -> Array:
+    """Unpack `zero_points`, uint8 `[N, bytes]`, to uint8 `[N, groups]`: one for each stored scale.
+
+    Args:
+        repeat: blocks that share a scale. With 1 a byte holds the nibbles of two groups; with more,
+            that of one group, twice.
+
+    >>> unpack_zero_points(4, 1, 3, np.array([[0x21, 0x03]], np.uint8)).tolist()
+    [[1, 2, 3]]
+    >>> unpack_zero_points(8, 4, 1, np.array([[0x55, 0xAA]], np.uint8)).tolist()
+    [[165]]
+    """
+    if bits == 8:
+        low, high = np.split(packed, 2, axis=-1)
+        return unpack_zero_points(4, repeat, groups, low) | unpack_zero_points(4, repeat, groups, high) << 4
+    each = packed & 15 if repeat > 1 else nibbles(packed)
+    return each[:, :groups]
+
+
+def unpack_weight(
+    operator: Operator,
+    K: int,
+    N: int,
+    block_size: int,
+    scale_repeat: Sequence[int],
+    zero_point_repeat: Sequence[int],
+    B: Array,
+    scales: Array,
+    zero_points: Array,
+) -> NDArray[np.float64]:
+    """The float weight that an operator multiplies with: `(code - zero point) * scale`.
+
+    Args:
+        operator: which one; its `bits` choose the layout.
+        K, N, block_size, scale_repeat, zero_point_repeat: the node's attributes.
+        B: uint8 `[N, k_blocks, block_size * bits / 8]`.
+        scales: `[N, groups]`, any float type.
+        zero_points: uint8, as `PackedLayout.zero_points_shape` says.
+
+    Returns:
+        `[N, K]`. Exact: a difference of bytes times a float of at most 24 bits.
+
+    Raises:
+        ValueError: the shapes do not belong to the attributes.
+    """
+    repeat, groups = scale_repeat[-1], scales.shape[1]
+    k_blocks = -(-K // block_size)
+    expected = (N, k_blocks, block_size * operator.bits // 8)
+    if B.shape != expected or scales.shape[0] != N or groups != -(-k_blocks // repeat):
+        raise ValueError(
+            f"B {B.shape} and scales {scales.shape}; K={K}, N={N} and blocks of {block_size} "
+            f"repeated {repeat} times need {expected} and {(N, -(-k_blocks // repeat))}"
+        )
+    if zero_point_repeat[-1] != (repeat + 1) // 2:
+        raise ValueError(f"zero points repeated {zero_point_repeat[-1]} times beside scales {repeat} times")
+    codes = unpack_codes(operator.bits, B).astype(np.float64)
+    zeros = unpack_zero_points(operator.bits, repeat, groups, zero_points).astype(np.float64)
+    group_size = block_size * repeat
+
+    def each(values: Array) -> Array:
+        return np.repeat(values, group_size, axis=1)[:, :K]
+
+    return (codes[:, :K] - each(zeros)) * each(scales.astype(np.float64))
+
+
+def low_rank(inputs: Mapping[str, Array]) -> NDArray[np.float64]:
+    """The branch as a matrix, `(U * U_scales) @ (V * V_scales)`: `[K, N]`."""
+    factors = {name: inputs[name].astype(np.float64) for name in ("U", "V", "U_scales", "V_scales")}
+    return (factors["U"] * factors["U_scales"]) @ (factors["V"] * factors["V_scales"])
+
+
+def matmul(
+    operator: Operator, attributes: Mapping[str, Any], inputs: Mapping[str, Array]
+) -> NDArray[np.float64]:
+    """What a node of `operator` computes: `A · deq(B)ᵀ + (A·U)·V + bias`.
+
+    Args:
+        operator: which one.
+        attributes: `K, N, block_size, scale_repeat, zero_point_repeat`.
+        inputs: arrays by the names of `operator.inputs`; `bias` may be absent.
+
+    Returns:
+        `[.., N]`, accumulated and returned in float64.
+    """
+    weight = unpack_weight(
+        operator,
+        **attributes,
+        B=inputs["B"],
+        scales=inputs["scales"],
+        zero_points=inputs["zero_points"],
+    )
+    a = inputs["A"].astype(np.float64)
+    result = a @ weight.T
+    if operator.lorc:
+        result = result + a @ low_rank(inputs)
+    if inputs.get("bias") is not None:
+        result = result + inputs["bias"].astype(np.float64)
+    return result

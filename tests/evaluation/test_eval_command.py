@@ -1,0 +1,90 @@
+"""`zq2onnx eval` on the command line: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from tests.evaluation.language import write_bigram, write_text, write_tokenizer
+from zq2onnx.cli.eval import eval_
+from zq2onnx.errors import UserError
+
+pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+
+application = typer.Typer()
+application.command("eval")(eval_)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    table = np.random.default_rng(0).standard_normal((10, 10)).astype(np.float32)
+    write_bigram(tmp_path / "float.onnx", table)
+    write_bigram(tmp_path / "quant.onnx", table + np.eye(10, dtype=np.float32))
+    write_tokenizer(tmp_path / "tokenizer.json", 10)
+    write_text(tmp_path / "news.txt", np.arange(40) % 10)
+    write_text(tmp_path / "web.txt", np.arange(40) % 7)
+    return tmp_path
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(application, [str(argument) for argument in arguments])
+
+
+def test_a_table_has_a_row_per_model_and_a_column_per_text(folder: Path) -> None:
+    result = invoke(
+        *(folder / "float.onnx", folder / "quant.onnx", "--text", folder / "news.txt"),
+        *("--text", folder / "web.txt", "--tokenizer", folder, "--length", 8, "--windows", 3),
+    )
+    assert result.exit_code == 0, result.output
+    for heading in ("model", "MB", "bits/weight", "news", "web", "mean", "gap", "top-1 %", "KL"):
+        assert heading in result.stdout
+    rows = [line.split("│")[1:-1] for line in result.stdout.splitlines() if ".onnx" in line]
+    first, second = ([cell.strip() for cell in row] for row in rows)
+    assert [Path(row[0]).name for row in (first, second)] == ["float.onnx", "quant.onnx"]
+    assert first[-3:] == ["+0.000", "100.00", "0.00000"]
+    assert float(second[-1]) > 0
+    assert "8 tokens a window, 42 predicted" in result.stdout
+    assert result.stderr == ""
+
+
+def test_json_goes_to_a_file_in_a_folder_made_for_it(folder: Path) -> None:
+    file = folder / "results" / "out.json"
+    result = invoke(
+        *(folder / "float.onnx", "--text", folder / "news.txt", "--length", 8, "--json", file, "--quiet")
+    )
+    assert result.exit_code == 0, result.output
+    assert result.output == ""
+    (model,) = json.loads(file.read_text())["models"]
+    assert (model["gap"], model["top1"], model["kl"]) == (0, 1, 0)
+
+
+def test_output_that_cannot_be_written_is_refused_before_any_work(folder: Path) -> None:
+    common = (folder / "absent.onnx", "--text", folder / "news.txt", "--json")
+    for file, message in (
+        (folder / "a" / "b" / "out.json", "a folder that exists; mkdir -p"),
+        (folder, "a file in a folder"),
+        (folder / "news.txt", "it is one of the inputs"),
+    ):
+        error = invoke(*common, file).exception
+        assert isinstance(error, UserError)
+        assert message in str(error)
+
+
+def test_a_text_is_required(folder: Path) -> None:
+    result = invoke(folder / "float.onnx")
+    assert result.exit_code == 2
+    assert "--text" in result.output
+
+
+def test_texts_of_one_name_are_told_apart(folder: Path) -> None:
+    (folder / "more").mkdir()
+    other = write_text(folder / "more" / "news.txt", np.arange(40) % 3)
+    texts = ("--text", folder / "news.txt", "--text", other)
+    result = invoke(folder / "float.onnx", *texts, "--length", 8)
+    assert result.exit_code == 0, result.output
+    assert str(other) in result.stdout

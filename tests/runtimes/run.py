@@ -1,0 +1,176 @@
+"""One portable file, many runtimes: the same results on old and current releases of ONNX Runtime.
+
+    python tests/runtimes/run.py                  converts the bundled model with every scheme
+    python tests/runtimes/run.py A.onnx B.onnx    takes these files
+
+Makes an environment for each release (kept in --folder), runs every model in each on the same
+inputs, and compares the first output with that of the newest release. Where a report lies beside a
+model (`MODEL.report.json`), what it says of the release required must be what was found. Not part
+of the suite: it needs a package index and minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import numpy as np
+import onnx
+from packaging.version import Version
+
+from zq2onnx.verify.whole import made_up_feeds
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CURRENT = "current"
+RELEASES = ("1.20.1", "1.24.4", CURRENT)
+NEWEST_PYTHON = {"1.20.1": (3, 12)}
+"""The newest Python for which a release has wheels, where it is not this one."""
+
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2}
+"""Greatest difference between releases, as a part of the greatest result."""
+
+
+@dataclass
+class Outcome:
+    """What became of one model: results and reasons by release, and what its report requires."""
+
+    model: Path
+    results: dict[Version, np.ndarray] = field(default_factory=dict)
+    failures: dict[Version, str] = field(default_factory=dict)
+
+    @property
+    def required(self) -> Version | None:
+        report = self.model.with_suffix(".report.json")
+        return Version(json.loads(report.read_text())["requires"]["onnxruntime"]) if report.exists() else None
+
+    def difference(self, release: Version) -> float:
+        expected = self.results[max(self.results)].astype(np.float64)
+        greatest = np.abs(expected).max(initial=0.0) or 1.0
+        return float(np.abs(self.results[release] - expected).max(initial=0.0) / greatest)
+
+    def faults(self) -> Iterator[str]:
+        for release, result in self.results.items():
+            if not self.difference(release) <= TOLERANCE[str(result.dtype)]:
+                yield f"{release} differs by {self.difference(release):.1e}"
+        required = self.required
+        for release, reason in self.failures.items():
+            if required is None or release >= required:
+                yield f"{release} does not run it: {reason}"
+        for release in self.results:
+            if required is not None and release < required:
+                yield f"{release} runs it, though its report requires {required}"
+
+
+def interpreter(release: str) -> str:
+    """A Python that has wheels of the release.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    newest = NEWEST_PYTHON.get(release, (sys.version_info.major, sys.version_info.minor))
+    if sys.version_info[:2] <= newest:
+        return sys.executable
+    found = shutil.which(f"python{newest[0]}.{newest[1]}")
+    if found is None:
+        raise SystemExit(
+            f"error: onnxruntime {release} has no wheels for Python {sys.version_info.major}."
+            f"{sys.version_info.minor}; needs python{newest[0]}.{newest[1]} on the path;"
+            f" or leave the release out with --releases"
+        )
+    return found
+
+
+def environment(folder: Path, release: str) -> Path:
+    """The Python of an environment with one release of ONNX Runtime and NumPy; made where it is missing."""
+    python = folder / release / "bin" / "python"
+    if not python.exists():
+        subprocess.run([interpreter(release), "-m", "venv", python.parent.parent], check=True)
+    if release == CURRENT or not any(python.parent.parent.glob("lib/*/site-packages/onnxruntime")):
+        package = "onnxruntime" if release == CURRENT else f"onnxruntime=={release}"
+        subprocess.run([python, "-m", "pip", "install", "-q", "-U", package, "numpy"], check=True)
+    return python
+
+
+def converted(folder: Path) -> Iterator[Path]:
+    """The bundled model with every scheme, with and without branch, per row and in groups; embeddings too."""
+    import zq2onnx
+
+    schemes = ("w8a16", "w4a16", "w3a16", "w2a16")
+    wanted = [
+        {"scheme": scheme, "lorc_rank": rank, "group_size": group}
+        for scheme, rank, group in itertools.product(schemes, (0, 8), ("row", 64))
+    ]
+    wanted += [{"scheme": "w4a16", "embedding_bits": bits} for bits in (8, 4)]
+    for options in wanted:
+        output = folder / f"{'-'.join(f'{key}={value}' for key, value in options.items())}.onnx"
+        report = output.with_suffix(".report.json")
+        zq2onnx.convert(ROOT / "models/tiny/model.onnx", output, check="none", report=report, **options)
+        yield output
+
+
+def run_all(models: Sequence[Path], folder: Path, releases: Sequence[str]) -> list[Outcome]:
+    """Run every model on every release, on the same inputs."""
+    outcomes = [Outcome(model) for model in models]
+    with tempfile.TemporaryDirectory(prefix="zq2onnx-runtimes-") as scratch:
+        jobs = []
+        for at, model in enumerate(models):
+            feeds = Path(scratch) / f"{at}.npz"
+            np.savez(feeds, **made_up_feeds(onnx.load(model, load_external_data=False).graph))
+            jobs.append({"model": str(model), "feeds": str(feeds)})
+        for release in releases:
+            for at, job in enumerate(jobs):
+                job["result"] = f"{scratch}/{release}-{at}"
+            (Path(scratch) / "jobs.json").write_text(json.dumps(jobs))
+            worker = [environment(folder, release), ROOT / "tests/runtimes/worker.py", f"{scratch}/jobs.json"]
+            answer = subprocess.run(worker, check=True, capture_output=True, text=True).stdout
+            version = Version(answer.splitlines()[-1])
+            for outcome, job in zip(outcomes, jobs, strict=True):
+                if Path(job["result"] + ".npy").exists():
+                    outcome.results[version] = np.load(job["result"] + ".npy")
+                else:
+                    outcome.failures[version] = Path(job["result"] + ".txt").read_text()
+    return outcomes
+
+
+def show(outcomes: Sequence[Outcome]) -> int:
+    """Print the table and every fault; returns how many there are."""
+    versions = sorted({version for outcome in outcomes for version in (*outcome.results, *outcome.failures)})
+    width = max(len(outcome.model.stem) for outcome in outcomes)
+    print(f"{'model':{width}}", *(f"{version!s:>9}" for version in versions), "requires", sep="  ")
+    for outcome in outcomes:
+        cells = [
+            f"{outcome.difference(version):9.1e}" if version in outcome.results else f"{'no':>9}"
+            for version in versions
+        ]
+        print(f"{outcome.model.stem:{width}}", *cells, outcome.required or "", sep="  ")
+    faults = [f"{outcome.model.stem}: {fault}" for outcome in outcomes for fault in outcome.faults()]
+    print(*faults, sep="\n", end="\n" if faults else "")
+    return len(faults)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", type=Path, help="portable files; default: the bundled model's")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".runtimes", help="where environments are kept")
+    parser.add_argument("--releases", default=",".join(RELEASES), help="releases of onnxruntime")
+    given = parser.parse_args()
+    given.folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="zq2onnx-runtimes-") as folder:
+        models = given.models or list(converted(Path(folder)))
+        faults = show(run_all(models, given.folder, given.releases.split(",")))
+    print(f"{faults} faults" if faults else "the same on every release")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

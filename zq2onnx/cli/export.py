@@ -1,0 +1,91 @@
+"""`zq2onnx export`: a transformers model becomes an ONNX file."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zq2onnx.cli.console import stderr, stdout
+
+
+class Dtype(enum.Enum):
+    """Types that a model can be written in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="HF_DIR_OR_ID",
+            show_default=False,
+            help="Folder of a transformers model (config.json, *.safetensors), or its id on the hub.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="MODEL.onnx",
+            show_default=False,
+            help="The file to write; its weights go to MODEL.onnx.data. Of a path that does not exist, "
+            "only the last folder is created.",
+        ),
+    ],
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            help="Type of weights and activations, whatever the checkpoint holds. A bf16 file needs a "
+            "GPU: ONNX Runtime's CPU provider cannot multiply bf16.",
+        ),
+    ] = Dtype.FP32,
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache",
+            help="Write the graph without inputs and outputs for the key-value cache: each run computes "
+            "the whole sequence. The only form so far, with this option or without it.",
+        ),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Write a transformers model as ONNX, ready for `zq2onnx convert`.
+
+    Known to work: OPT, BLOOM, GPT-2, Llama, BERT. Others are tried; where torch.export cannot follow
+    a model's code, its reason is shown.
+
+    Inputs are input_ids and attention_mask, int64 [batch, sequence]; both dimensions are free. The
+    output is logits of a causal language model, last_hidden_state of any other. Nodes and weights
+    are named after the model's modules (model.decoder.layers.0.fc1), for --only, --include and
+    --exclude of convert.
+
+    Tokenizer, configuration and chat template are copied to the output's folder. Both files appear
+    under their names only when whole. Needs: pip install "zq2onnx[torch]"
+
+    \b
+    zq2onnx export ./opt-125m -o opt-125m.onnx
+    zq2onnx export facebook/opt-125m -o onnx/model.onnx --dtype fp16
+    """
+    from zq2onnx.models import capture
+
+    def show(stage: str) -> None:
+        if stderr.is_terminal and not quiet:
+            stderr.print(f"{stage} ...")
+
+    result = capture.export(source, output, dtype=dtype.value, force=force, progress=show)
+    stdout.print(f"{result.path}  {result.bytes / 1e6:.1f} MB, {result.architecture}, {dtype.value}")
+    stdout.print(f"inputs   {', '.join(result.inputs)}")
+    stdout.print(f"outputs  {', '.join(result.outputs)}")
+    stdout.print(f"opset    {result.opset}")
+    if result.companions:
+        stdout.print(f"copied   {', '.join(path.name for path in result.companions)}")
+    if result.dropped_head is not None:
+        stdout.print(f"note     the checkpoint is a {result.dropped_head}; its head is not in the file")

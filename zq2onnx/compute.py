@@ -1,0 +1,120 @@
+"""What a worker does with one weight: map it, quantize it, lay its parts out as bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from zq2onnx.errors import UserError
+from zq2onnx.numerics import packing
+from zq2onnx.numerics.quantize import QuantizedWeight as Numbers
+from zq2onnx.numerics.quantize import quantize_weight
+from zq2onnx.passes.planned import Form, Part, PlannedTensor, QuantizedWeight
+from zq2onnx.storage import mapped
+
+NARROW_BITS = {
+    ir.DataType.UINT4: 4,
+    ir.DataType.INT4: 4,
+    ir.DataType.UINT2: 2,
+    ir.DataType.INT2: 2,
+}
+SIGNED = (ir.DataType.INT8, ir.DataType.INT4, ir.DataType.INT2)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a conversion remembers of a weight.
+
+    Attributes:
+        weight_error, weight_error_without_lorc: relative Frobenius norms, as the report has them.
+        dropped: why the low-rank branch was left out; "" where it was not.
+    """
+
+    weight_error: float
+    weight_error_without_lorc: float
+    dropped: str = ""
+
+
+def compute_weight(weight: QuantizedWeight, parts: list[PlannedTensor]) -> tuple[list[memoryview], Facts]:
+    """Quantize a weight and return the bytes of `parts`, in their order.
+
+    Factors of a branch that does not pay come back empty, with the reason in `Facts.dropped`.
+
+    Raises:
+        UserError: the weight holds NaN or infinity.
+    """
+    numbers = quantize_weight(_matrix(weight), weight.scheme, weight.view.dtype.numpy())
+    if numbers.nonfinite:
+        raise UserError(
+            f"{weight.view.name}: {numbers.nonfinite} of {weight.view.k * weight.view.n} weights"
+            " are NaN or infinite",
+            "finite weights",
+            "mend the model, or leave this node float with --exclude",
+        )
+    facts = Facts(numbers.weight_error, numbers.weight_error_without_lorc, numbers.dropped)
+    return [_as_bytes(_render(numbers, part)) for part in parts], facts
+
+
+def _matrix(weight: QuantizedWeight) -> np.ndarray:
+    """The float weight as `[N, K]`, in the values that its node reads."""
+    view = weight.view
+    stored = mapped.tensor_array(view.tensor)
+    matrix = stored.reshape(view.n, view.k) if view.transposed else stored.reshape(view.k, view.n).T
+    if view.dtype != view.tensor.dtype and view.dtype is not ir.DataType.FLOAT:
+        matrix = matrix.astype(view.dtype.numpy())
+    return matrix if view.scale == 1.0 else matrix.astype(np.float32) * np.float32(view.scale)
+
+
+def _render(numbers: Numbers, part: PlannedTensor) -> np.ndarray:
+    match part.part:
+        case Part.U | Part.V | Part.U_SCALES | Part.V_SCALES:
+            return _factor(numbers, part)
+        case Part.CODES | Part.ZERO_POINTS:
+            return _integers(numbers, part)
+        case Part.SCALES:
+            scales = numbers.quantized.scales
+            if part.form is Form.QDQ:
+                return scales.T if part.weight.blocked else scales[:, 0]
+            return scales
+
+
+def _factor(numbers: Numbers, part: PlannedTensor) -> np.ndarray:
+    if numbers.factors is None:
+        return np.empty(0, np.uint8)
+    factors = {
+        Part.U: numbers.factors.u,
+        Part.V: numbers.factors.v,
+        Part.U_SCALES: numbers.factors.u_scales,
+        Part.V_SCALES: numbers.factors.v_scales,
+    }
+    return factors[part.part]
+
+
+def _integers(numbers: Numbers, part: PlannedTensor) -> np.ndarray:
+    codes = part.part is Part.CODES
+    if part.form is Form.PORTABLE:
+        layout = part.weight.layout
+        return numbers.packed_codes(layout) if codes else numbers.packed_zero_points(layout)
+    values = numbers.quantized.codes if codes else numbers.quantized.zero_points
+    if part.form is Form.NIBBLES:
+        return _halves(values) if codes else values
+    if part.form is Form.QDQ:
+        values = values.T if codes or part.weight.blocked else values[:, 0]
+    if part.dtype in SIGNED:
+        values = values - np.uint8(part.weight.scheme.midpoint)  # wraps around, as two's complement does
+    bits = NARROW_BITS.get(part.dtype)
+    return values if bits is None else packing.pack_bits(values, bits)
+
+
+def _halves(values: np.ndarray) -> np.ndarray:
+    """Two 4-bit codes a byte: the row's first half low, its second half high."""
+    columns = -(-values.shape[1] // 2)
+    packed = np.ascontiguousarray(values[:, :columns])
+    packed[:, : values.shape[1] - columns] |= values[:, columns:] << 4
+    return packed
+
+
+def _as_bytes(array: np.ndarray) -> memoryview:
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))

@@ -1,0 +1,277 @@
+"""`convert`: the whole conversion, top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from zq2onnx import __version__
+from zq2onnx.errors import CheckFailed, UserError
+from zq2onnx.finish import copy_unchanged, finish, least_ir_version
+from zq2onnx.loading import Source, load
+from zq2onnx.options import Choices, Options, resolve
+from zq2onnx.passes.add_low_rank import AddLowRankPass
+from zq2onnx.passes.drop_low_rank import DropLowRankPass
+from zq2onnx.passes.dump import dump
+from zq2onnx.passes.insert_qdq import InsertQdqPass
+from zq2onnx.passes.lower_portable import LowerToPortablePass
+from zq2onnx.passes.narrow_codes import NarrowCodesPass
+from zq2onnx.passes.quantize_embeddings import (
+    InsertEmbeddingQdqPass,
+    LowerEmbeddingsPass,
+    UnpackEmbeddingsPass,
+)
+from zq2onnx.passes.raise_opset import BODY_OPSET, INT2_OPSET, QDQ_OPSET, NormalizePass, RaiseOpsetPass
+from zq2onnx.passes.select_nodes import Selection, select_nodes
+from zq2onnx.report import Report
+from zq2onnx.runtime.providers import require_onnxruntime
+from zq2onnx.scheme import CheckMode, Target, parse_choice
+from zq2onnx.storage.companions import copy_companions
+from zq2onnx.storage.journal import Journal
+from zq2onnx.storage.output import OutputFiles, no_space_is_told
+from zq2onnx.stream import Plan, Progress, Writer, Written, plan_output
+from zq2onnx.summary import fill_nodes, fill_sizes, peak_rss_bytes, requirements
+from zq2onnx.verify import check as check_model
+
+SINGLE_FILE_LIMIT = 2_000_000_000
+"""A protobuf message holds less than 2 GiB."""
+
+
+def convert(
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    scheme: str | None = None,
+    group_size: int | str | None = None,
+    symmetric: bool | None = None,
+    method: str | None = None,
+    clip: str | None = None,
+    lorc_rank: int | None = None,
+    lorc_dtype: str | None = None,
+    embedding_bits: int | None = None,
+    target: str | None = None,
+    only: Sequence[str] | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    recipe: str | Path | None = None,
+    jobs: int | None = None,
+    resume: bool = False,
+    check: str = "sample",
+    report: str | Path | None = None,
+    dump_passes: str | Path | None = None,
+    single_file: bool | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Quantize an exported transformer and write a model that stock ONNX Runtime runs.
+
+    Arguments are the options of `zq2onnx convert`, whose help describes them; None means the
+    recipe's value or the default.
+
+    Args:
+        model: ONNX file; its external data beside it.
+        output: file to write, by default `MODEL.SCHEME.onnx` beside the input. Weights go to
+            `OUT.onnx.data`.
+        progress: called with the number of weights done since the last call and of all.
+
+    Returns:
+        What was done to every node, sizes, errors and what the file needs to run.
+
+    Raises:
+        UserError: the input, an option or the output path is not usable; nothing is left behind.
+        CheckFailed: the file was written and does not compute what it should.
+    """
+    started = time.monotonic()
+    said = Choices(
+        scheme=scheme,
+        group_size=group_size,
+        symmetric=symmetric,
+        method=method,
+        clip=clip,
+        lorc_rank=lorc_rank,
+        lorc_dtype=lorc_dtype,
+        embedding_bits=embedding_bits,
+        target=target,
+        single_file=single_file,
+        only=_patterns(only),
+        include=_patterns(include),
+        exclude=_patterns(exclude),
+    )
+    options = resolve(said, None if recipe is None else Path(recipe))
+    mode = parse_choice(CheckMode, check, "check")
+    if mode is not CheckMode.NONE:
+        require_onnxruntime()
+    source = load(Path(model))
+    path = default_output(source.path, options) if output is None else Path(output)
+    files = OutputFiles(path, options.single_file)
+    files.check(source.files, force)
+
+    graph = source.model
+    dumps = Dumps(None if dump_passes is None else Path(dump_passes))
+    prepare = [NormalizePass(), raise_opset(options)]
+    dumps.run(prepare, graph)
+    selection = select_nodes(graph, options.policy)
+    result = Report(scheme=options.describe(), target=options.target.value, requires=requirements(graph))
+    result.output = str(path)
+    result.bytes_before = source.nbytes
+    result.warnings += selection.warnings + prepare[-1].warnings
+    if selection.chosen:
+        dumps.run(passes_for(options, selection, graph), graph)
+        plan = plan_output(graph)
+        written = write_weights(plan, source, options, files, jobs or default_jobs(), resume, progress)
+        DropLowRankPass({weight for weight, facts in written.facts.items() if facts.dropped})(graph)
+        graph.ir_version = least_ir_version(graph)
+        graph.metadata_props.update(stamp(source, options, written))
+        result.requires = requirements(graph)
+        fill_nodes(result, selection, written.facts)
+        fill_sizes(result, plan, written.facts)
+        result.reused_weights = written.reused
+        finish(graph, plan, files)
+    else:
+        result.nodes = selection.reports
+        copy_unchanged(source, files, force)
+    copy_companions(source.path.parent, path.parent, force=force)
+    result.bytes_after = files.nbytes
+    failure = verify(path, result, mode)
+    result.seconds = time.monotonic() - started
+    result.peak_rss_bytes = peak_rss_bytes()
+    if report is not None:
+        result.save(Path(report))
+    if failure is not None:
+        raise failure
+    return result
+
+
+def raise_opset(options: Options) -> RaiseOpsetPass:
+    """21 for blocked Q/DQ and 4-bit tensors, 25 for 2-bit ones; portable bodies can do with 18."""
+    if options.target is Target.PORTABLE:
+        return RaiseOpsetPass(QDQ_OPSET, least=BODY_OPSET)
+    bits = {options.policy.scheme.bits, *(rule.overrides.get("bits") for rule in options.policy.rules)}
+    return RaiseOpsetPass(INT2_OPSET if 2 in bits else QDQ_OPSET, least=QDQ_OPSET)
+
+
+def passes_for(options: Options, selection: Selection, model: ir.Model) -> list[ir.passes.PassBase]:
+    """The compiler: middle form, branch, target, clean-up."""
+    middle = [
+        InsertQdqPass(selection),
+        InsertEmbeddingQdqPass(selection),
+        AddLowRankPass(),
+    ]
+    if options.target is Target.PORTABLE:
+        lower = [LowerToPortablePass(), LowerEmbeddingsPass()]
+    else:
+        narrow = [NarrowCodesPass()] if model.opset_imports[""] >= INT2_OPSET else []
+        lower = [*narrow, UnpackEmbeddingsPass()]
+    return [*middle, *lower, common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()]
+
+
+@dataclass
+class Dumps:
+    """Runs passes and, with a folder, writes the graph after each."""
+
+    folder: Path | None
+    count: int = 0
+
+    def run(self, passes: Sequence[ir.passes.PassBase], model: ir.Model) -> None:
+        """Run the passes in order."""
+        for step in passes:
+            step(model)
+            if self.folder is not None:
+                self.folder.mkdir(exist_ok=True)
+                dump(model, self.folder, self.count, type(step).__name__)
+            self.count += 1
+
+
+def write_weights(
+    plan: Plan,
+    source: Source,
+    options: Options,
+    files: OutputFiles,
+    jobs: int,
+    resume: bool,
+    progress: Progress | None,
+) -> Written:
+    """Compute and write every planned tensor beside the output; a kill leaves a journal to resume from."""
+    if files.single_file and plan.data.size + plan.factors.size > SINGLE_FILE_LIMIT:
+        raise UserError(
+            f"the weights take {plan.data.size / 1e6:.0f} MB",
+            f"less than {SINGLE_FILE_LIMIT / 1e6:.0f} MB in a single file",
+            "leave out --single-file",
+        )
+    journal = Journal(files.journal, journal_header(source, options))
+    resumed = resume and journal.resume()
+    try:
+        with no_space_is_told(files.model.parent):
+            files.reserve(plan.data.size, plan.factors.size, keep=resumed)
+            journal.open()
+            return Writer(plan, files, journal, progress or _silent).run(jobs)
+    except UserError:
+        journal.close()
+        files.discard()
+        raise
+    finally:
+        journal.close()
+
+
+def journal_header(source: Source, options: Options) -> dict[str, object]:
+    """What must be the same for a journal to be resumed: version, input and options."""
+    stats = [(path.name, path.stat()) for path in source.data]
+    return {
+        "zq2onnx": __version__,
+        "input": source.digest,
+        "data": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        "options": options.describe(),
+    }
+
+
+def stamp(source: Source, options: Options, written: Written) -> dict[str, str]:
+    """The model's metadata: version, options and the input's fingerprint. No time, path or host."""
+    fingerprint = hashlib.sha256(source.digest.encode())
+    for name, digest in sorted(written.sources.items()):
+        fingerprint.update(f"{name}\0{digest}\n".encode())
+    return {
+        "zq2onnx.version": __version__,
+        "zq2onnx.scheme": options.policy.scheme.name,
+        "zq2onnx.options": json.dumps(options.describe()),
+        "zq2onnx.input": f"sha256:{fingerprint.hexdigest()}",
+    }
+
+
+def verify(path: Path, report: Report, mode: CheckMode) -> CheckFailed | None:
+    """Check the written file; the failure is returned, so that the report can be saved first."""
+    names = [node.name for node in report.quantized]
+    if mode is CheckMode.NONE or not names:
+        return None
+    try:
+        report.check = check_model(path, names, mode.value)
+    except CheckFailed as failure:
+        return failure
+    return None
+
+
+def default_output(model: Path, options: Options) -> Path:
+    """`MODEL.SCHEME.onnx` beside the input."""
+    return model.with_name(f"{model.name.removesuffix('.onnx')}.{options.policy.scheme.name}.onnx")
+
+
+def default_jobs() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _patterns(given: Sequence[str] | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _silent(done: int, total: int) -> None:
+    """The progress of whoever does not ask."""

@@ -1,0 +1,251 @@
+"""Write a planned model's weights: the place of each first, then the bytes, in any order."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+import threadpoolctl
+
+from zq2onnx.compute import Facts, compute_weight
+from zq2onnx.passes.planned import FACTORS, PlannedTensor, QuantizedWeight
+from zq2onnx.storage import mapped
+from zq2onnx.storage.journal import Entry, Journal
+from zq2onnx.storage.output import OutputFiles, write_region
+from zq2onnx.storage.plan import Region, Section
+
+INLINE_LIMIT = 1024
+"""Tensors below this many bytes stay in the model file, as ONNX's own tools do."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of weights done since the last call, and the number of all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """A tensor that stays as it is."""
+
+    name: str
+    tensor: ir.TensorProtocol
+
+
+@dataclass(frozen=True, eq=False)
+class Compute:
+    """A weight to quantize, and the tensors of it that the model names."""
+
+    weight: QuantizedWeight
+    parts: list[PlannedTensor] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Name under which the journal knows it."""
+        return self.weight.name
+
+
+@dataclass
+class Plan:
+    """Every output tensor's place and the tasks that fill them.
+
+    Attributes:
+        data: regions of the data file.
+        factors: regions of the low-rank factors, which follow the data once it is known which stay.
+        places: initializers and the region's name of each.
+    """
+
+    data: Section = field(default_factory=Section)
+    factors: Section = field(default_factory=Section)
+    places: list[tuple[ir.Value, str]] = field(default_factory=list)
+    tasks: list[Copy | Compute] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> int:
+        """Number of float values that the tasks read."""
+        return sum(_parameters(task) for task in self.tasks)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the stream did.
+
+    Attributes:
+        facts: by weight.
+        sources: digest of every float tensor read, by task name.
+        reused: weights taken over from an interrupted run.
+    """
+
+    facts: dict[QuantizedWeight, Facts]
+    sources: dict[str, str]
+    reused: int
+
+
+def graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph and every subgraph."""
+    yield model.graph
+    yield from model.graph.subgraphs()
+
+
+def plan_output(model: ir.Model) -> Plan:
+    """Place every tensor that is planned or large. Bytes that two names share are placed once."""
+    plan = Plan()
+    weights: dict[QuantizedWeight, Compute] = {}
+    copies: dict[tuple[object, ...], str] = {}
+    for graph in graphs(model):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, PlannedTensor):
+                _plan_weight(plan, weights, value, tensor)
+            elif tensor is not None and tensor.dtype != ir.DataType.STRING:
+                if isinstance(tensor, ir.ExternalTensor) or tensor.nbytes >= INLINE_LIMIT:
+                    _plan_copy(plan, copies, value, tensor)
+    return plan
+
+
+def _plan_weight(
+    plan: Plan, weights: dict[QuantizedWeight, Compute], value: ir.Value, tensor: PlannedTensor
+) -> None:
+    task = weights.get(tensor.weight)
+    if task is None:
+        task = weights[tensor.weight] = Compute(tensor.weight)
+        plan.tasks.append(task)
+    task.parts.append(tensor)
+    assert tensor.name is not None
+    section = plan.factors if tensor.part in FACTORS else plan.data
+    section.place(tensor.name, tensor.nbytes)
+    plan.places.append((value, tensor.name))
+
+
+def _plan_copy(
+    plan: Plan, copies: dict[tuple[object, ...], str], value: ir.Value, tensor: ir.TensorProtocol
+) -> None:
+    key: tuple[object, ...] = (id(tensor),)
+    if isinstance(tensor, ir.ExternalTensor):
+        key = mapped.external_region(tensor)
+    if key not in copies:
+        name = value.name or f"tensor_{len(plan.tasks)}"
+        while name in plan.data.regions:
+            name += "_"
+        copies[key] = name
+        plan.data.place(name, tensor.nbytes)
+        plan.tasks.append(Copy(name, tensor))
+    plan.places.append((value, copies[key]))
+
+
+def _parameters(task: Copy | Compute) -> int:
+    if isinstance(task, Copy):
+        return int(task.tensor.size)
+    return task.weight.view.k * task.weight.view.n
+
+
+class Writer:
+    """Fills the planned regions with `jobs` threads; the bytes do not depend on their number."""
+
+    def __init__(self, plan: Plan, files: OutputFiles, journal: Journal, progress: Progress) -> None:
+        self.plan = plan
+        self.files = files
+        self.journal = journal
+        self.progress = progress
+        self.total = plan.parameters
+        self.reused = 0
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+
+    def run(self, jobs: int) -> Written:
+        """Do every task that the journal does not hold; stops at the first error or Ctrl-C."""
+        data = os.open(self.files.partial_data, os.O_RDWR)
+        factors = os.open(self.files.partial_factors, os.O_RDWR)
+        # One BLAS thread a worker: sums would otherwise depend on how many there are.
+        try:
+            with threadpoolctl.threadpool_limits(1), ThreadPoolExecutor(jobs) as pool:
+                futures = [pool.submit(self._do, task, data, factors) for task in self.plan.tasks]
+                try:
+                    _result(futures)
+                finally:
+                    self._stop.set()
+                    pool.shutdown(cancel_futures=True)
+        finally:
+            os.close(data)
+            os.close(factors)
+        entries = self.journal.entries
+        facts = {
+            task.weight: Facts(**entries[task.name].facts)
+            for task in self.plan.tasks
+            if isinstance(task, Compute)
+        }
+        return Written(facts, {task.name: entries[task.name].source for task in self.plan.tasks}, self.reused)
+
+    def _do(self, task: Copy | Compute, data: int, factors: int) -> None:
+        if self._stop.is_set():
+            return
+        if not self._done_before(task, data, factors):
+            entry = self._copy(task, data) if isinstance(task, Copy) else self._compute(task, data, factors)
+            self.journal.record(entry)
+        with self._lock:
+            self.progress(_parameters(task), self.total)
+
+    def _copy(self, task: Copy, descriptor: int) -> Entry:
+        region = self.plan.data.regions[task.name]
+        content = hashlib.sha256()
+        offset = region.offset
+        for chunk in mapped.tensor_chunks(task.tensor):
+            content.update(chunk)
+            write_region(descriptor, Region(offset, chunk.nbytes), chunk)
+            offset += chunk.nbytes
+        return Entry(task.name, content.hexdigest(), content.hexdigest(), {})
+
+    def _compute(self, task: Compute, data: int, factors: int) -> Entry:
+        source = mapped.tensor_digest(task.weight.view.tensor)
+        contents, facts = compute_weight(task.weight, task.parts)
+        output = hashlib.sha256()
+        for part, content in zip(task.parts, contents, strict=True):
+            if facts.dropped and part.part in FACTORS:
+                continue
+            descriptor, region = self._place(part, data, factors)
+            write_region(descriptor, region, content)
+            output.update(content)
+        return Entry(task.name, source, output.hexdigest(), dataclasses.asdict(facts))
+
+    def _place(self, part: PlannedTensor, data: int, factors: int) -> tuple[int, Region]:
+        assert part.name is not None
+        if part.part in FACTORS:
+            return factors, self.plan.factors.regions[part.name]
+        return data, self.plan.data.regions[part.name]
+
+    def _done_before(self, task: Copy | Compute, data: int, factors: int) -> bool:
+        """Whether an interrupted run left this task's bytes, whole."""
+        entry = self.journal.entries.get(task.name)
+        if entry is None:
+            return False
+        output = hashlib.sha256()
+        if isinstance(task, Copy):
+            _hash_region(output, data, self.plan.data.regions[task.name])
+        else:
+            dropped = bool(entry.facts.get("dropped"))
+            for part in task.parts:
+                if not (dropped and part.part in FACTORS):
+                    _hash_region(output, *self._place(part, data, factors))
+        if output.hexdigest() != entry.output:
+            return False
+        with self._lock:
+            self.reused += isinstance(task, Compute)
+        return True
+
+
+def _result(futures: list[Future[None]]) -> None:
+    """Wait for all; raise the first failure at once."""
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in futures:
+        if future in done and not future.cancelled():
+            future.result()
+
+
+def _hash_region(output: Any, descriptor: int, region: Region) -> None:
+    for start in range(0, region.length, mapped.CHUNK):
+        size = min(mapped.CHUNK, region.length - start)
+        output.update(os.pread(descriptor, size, region.offset + start))

@@ -1,0 +1,96 @@
+"""Fill the report from what was planned and what was written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from zq2onnx.compute import Facts
+from zq2onnx.passes.planned import FACTORS, Form, PlannedTensor, QuantizedWeight
+from zq2onnx.passes.select_nodes import Selection
+from zq2onnx.report import Report, Requirements, Status
+from zq2onnx.stream import Compute, Plan
+
+OLDEST_RUNTIME = "1.20"
+RUNTIME_BY_OPSET = {21: "1.20", 22: "1.22", 23: "1.23", 24: "1.24", 25: "1.24"}
+"""The oldest ONNX Runtime of those tried that loads a model of the opset."""
+RUNTIME_OF_BYTE_GATHER = "1.23"
+"""The oldest that knows GatherBlockQuantized's `bits`."""
+RUNTIME_OF_INT2 = "1.27"
+"""The oldest tried that runs 2-bit DequantizeLinear."""
+LOAD_BYTES_PER_WEIGHT = {8: 1.1, 4: 0.5, 3: 2.3, 2: 1.2}
+"""Peak memory of stock ONNX Runtime's constant folding, measured (benchmarks/bodies.py)."""
+QDQ_SESSION_CONFIG = {"session.qdq_matmulnbits_accuracy_level": "0"}
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+def requirements(model: ir.Model) -> Requirements:
+    """The least that runs the model, from its opset, operators and types."""
+    opset = model.opset_imports[""]
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    types = {tensor.dtype for tensor in tensors if tensor is not None}
+    versions = [RUNTIME_BY_OPSET.get(opset, OLDEST_RUNTIME)]
+    if any(node.op_type == "GatherBlockQuantized" and "bits" in node.attributes for node in nodes):
+        versions.append(RUNTIME_OF_BYTE_GATHER)
+    if types & {ir.DataType.UINT2, ir.DataType.INT2}:
+        versions.append(RUNTIME_OF_INT2)
+    providers = ["CUDAExecutionProvider"]
+    if ir.DataType.BFLOAT16 not in types:
+        providers.insert(0, "CPUExecutionProvider")
+    qdq = any(node.op_type == "DequantizeLinear" for node in nodes)
+    return Requirements(
+        onnxruntime=max(versions, key=_version),
+        opset=dict(model.opset_imports),
+        ir_version=model.ir_version,
+        providers=providers,
+        session_config=QDQ_SESSION_CONFIG if qdq else {},
+    )
+
+
+def fill_nodes(report: Report, selection: Selection, facts: Mapping[QuantizedWeight, Facts]) -> None:
+    """Copy what became of each weight into its nodes' reports."""
+    report.nodes = selection.reports
+    for node in report.nodes:
+        weight = selection.weights.get(node.name)
+        if node.status is not Status.QUANTIZED or weight is None:
+            continue
+        known = facts[weight]
+        node.rank = 0 if known.dropped else weight.rank
+        node.reason = known.dropped and f"low-rank branch dropped: {known.dropped}"
+        node.weight_error = known.weight_error
+        node.weight_error_without_lorc = known.weight_error_without_lorc
+
+
+def fill_sizes(report: Report, plan: Plan, facts: Mapping[QuantizedWeight, Facts]) -> None:
+    """Effective bits per rewritten weight, and what stock ONNX Runtime needs to load them."""
+    stored = weights = 0
+    loading = 0.0
+    for task in plan.tasks:
+        if not isinstance(task, Compute):
+            continue
+        kept = [part for part in task.parts if not (facts[task.weight].dropped and part.part in FACTORS)]
+        stored += sum(part.nbytes for part in kept)
+        count = task.weight.view.k * task.weight.view.n
+        weights += count
+        if _portable(kept):
+            loading += LOAD_BYTES_PER_WEIGHT[task.weight.scheme.bits] * count
+    report.effective_bits = 8 * stored / weights if weights else None
+    report.load_bytes = int(loading)
+
+
+def _portable(parts: list[PlannedTensor]) -> bool:
+    return any(part.form is Form.PORTABLE for part in parts)
+
+
+def peak_rss_bytes() -> int:
+    """The greatest resident memory of this process so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

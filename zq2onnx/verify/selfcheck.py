@@ -1,0 +1,148 @@
+"""Checks a written model: rewritten nodes against the oracle, and what ONNX Runtime makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from zq2onnx.errors import CheckFailed
+from zq2onnx.report import CheckReport
+from zq2onnx.verify.groups import Group, find_groups, group_model, load_constants
+from zq2onnx.verify.optimized import (
+    FLOAT_ACTIVATIONS,
+    Violation,
+    findings,
+    naming_failures,
+    optimizing_session,
+)
+from zq2onnx.verify.oracle import expected_output, random_activation
+from zq2onnx.verify.whole import run_whole_model
+
+MODES = ("sample", "full")
+
+Progress = Callable[[int, int], None]
+
+_LARGEST_PROTOBUF = 2_000_000_000
+_SEED = 20
+
+
+def check(
+    model_path: Path, nodes: Sequence[str], mode: str, *, progress: Progress | None = None
+) -> CheckReport:
+    """Check a model that `convert` wrote, on ONNX Runtime's CPU provider.
+
+    Args:
+        model_path: the model, its external data beside it.
+        nodes: original names of the rewritten nodes.
+        mode: `sample`, one node of every kind (operators, shapes, types, attributes); `full`, every
+            node, then the whole model once.
+        progress: called with the nodes done and the nodes to do.
+
+    Raises:
+        CheckFailed: a node is missing, computes something else than its dequantized weight, or does
+            not run as its scheme says.
+    """
+    model = onnx.load(model_path, load_external_data=False)
+    chosen = _choose(find_groups(model), nodes, mode)
+    report = CheckReport(mode)
+    for done, group in enumerate(chosen):
+        _check_group(group, model, model_path.parent, report)
+        if progress is not None:
+            progress(done + 1, len(chosen))
+    if mode == "full":
+        report.notes += run_whole_model(model_path, model)
+    return report
+
+
+def _choose(groups: dict[str, Group], nodes: Sequence[str], mode: str) -> list[Group]:
+    missing = [name for name in nodes if name not in groups]
+    if missing:
+        raise CheckFailed(f"node {missing[0]!r}: not in the written model (one of {len(missing)})")
+    chosen = [groups[name] for name in nodes]
+    return (
+        chosen if mode == "full" else list({group.kind: group for group in reversed(chosen)}.values())[::-1]
+    )
+
+
+def _check_group(group: Group, model: onnx.ModelProto, folder: Path, report: CheckReport) -> None:
+    is_bfloat16 = group.element_type == TensorProto.BFLOAT16
+    constants = load_constants(group, folder, widen_bfloat16=is_bfloat16)
+    if sum(tensor.ByteSize() for tensor in constants.values()) > _LARGEST_PROTOBUF:
+        report.notes.append(f"node {group.name!r} not checked: it is larger than 2 GB")
+        return
+    activation = random_activation(group, np.random.default_rng(_SEED))
+    alone = group_model(group, constants, model, activation).SerializeToString()
+    # A portable file must be right as any session opens it; a qdq file's report asks for the key.
+    with naming_failures(f"node {group.name!r}"):
+        session, optimized = optimizing_session(alone, None if group.is_portable else FLOAT_ACTIVATIONS)
+        result = session.run(None, {group.activation: activation})[0]
+    _judge_graph(group, optimized, report)
+    error = compare(group, result, expected_output(group, constants, activation))
+    report.nodes_checked += 1
+    if error >= report.worst_error:
+        report.worst_error, report.worst_node = error, group.name
+    for applies, note in (
+        (is_bfloat16, "bfloat16 nodes were checked on float32 copies: the CPU provider has no bfloat16"),
+        (group.computed_bias, f"node {group.name!r} was checked without its computed bias"),
+    ):
+        if applies and note not in report.notes:
+            report.notes.append(note)
+
+
+def tolerance(element_type: int, k: int) -> float:
+    """Greatest difference from the oracle that a node may show, as a part of the greatest result.
+
+    float32: 1e-5. float16: two units of its last place for what is rounded once (weights, factors,
+    the result), and a quarter of one for each step of sqrt(K): partial sums of random products
+    that a CPU may keep in float16 grow so.
+
+    >>> tolerance(TensorProto.FLOAT, 4096)
+    1e-05
+    >>> round(tolerance(TensorProto.FLOAT16, 4096), 4)
+    0.0176
+    """
+    if element_type != TensorProto.FLOAT16:
+        return 1e-5
+    return float(2.0**-10 * (2 + k**0.5 / 4))
+
+
+def compare(group: Group, result: NDArray[np.floating], expected: NDArray[np.float64]) -> float:
+    """The greatest difference, as a part of the greatest expected value.
+
+    Raises:
+        CheckFailed: it is beyond `tolerance`; names the worst element.
+    """
+    greatest = float(np.abs(expected).max(initial=0.0))
+    difference = np.abs(result.astype(np.float64) - expected)
+    difference[~np.isfinite(difference)] = np.inf
+    worst = np.unravel_index(int(difference.argmax()), expected.shape)
+    error = float(difference[worst]) / (greatest or 1.0) if np.isfinite(greatest) else np.inf
+    allowed = tolerance(group.element_type, 1 if group.is_embedding else group.weight_shape[0])
+    if error > allowed:
+        raise CheckFailed(
+            f"node {group.name!r}: off its dequantized oracle by {error:.2e} of the greatest value,"
+            f" {allowed:.1e} allowed; worst at {tuple(map(int, worst))}: {float(result[worst]):.6g}"
+            f" in place of {float(expected[worst]):.6g}"
+        )
+    return error
+
+
+def _judge_graph(group: Group, optimized: onnx.ModelProto, report: CheckReport) -> None:
+    for finding in findings(optimized):
+        if finding.violation is Violation.DEQUANTIZED and not group.is_portable:
+            note = f"node {group.name!r}: this ONNX Runtime leaves its DequantizeLinear unfused"
+            report.notes.append(note)
+            continue
+        raise CheckFailed(f"node {group.name!r}: in ONNX Runtime's optimized graph, {finding}")
+    # Codes that fold to a float matrix leave nothing to find, but for the product that is gone.
+    has_product = any(node.op_type == "MatMulNBits" for node in optimized.graph.node)
+    if group.is_portable and not has_product:
+        raise CheckFailed(
+            f"node {group.name!r}: ONNX Runtime's optimized graph holds no MatMulNBits for it;"
+            " its weight was unpacked to a float matrix"
+        )
