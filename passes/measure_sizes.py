@@ -75,11 +75,11 @@ def measure_sizes(model: ir.Model) -> list[WeightSize]:
 
 
 def bits_per_weight(model: ir.Model) -> float | None:
-    """Bits of codes, scales, zero points and factors per weight of the quantized linear layers; of a
-    model without any, those of its float linear layers; None where there is no linear layer."""
+    """Bits of codes, scales, zero points and factors per quantized weight, linear layers' and embeddings';
+    of a model without any, those of its float linear layers; None where there are none either."""
     sizes = measure_sizes(model)
-    for kind in (Kind.QUANTIZED_LINEAR, Kind.FLOAT_LINEAR):
-        of_kind = [size for size in sizes if size.kind is kind]
+    for kinds in ((Kind.QUANTIZED_LINEAR, Kind.QUANTIZED_EMBEDDING), (Kind.FLOAT_LINEAR,)):
+        of_kind = [size for size in sizes if size.kind in kinds]
         if weights := sum(size.weights for size in of_kind):
             return 8 * sum(size.bytes for size in of_kind) / weights
     return None
@@ -131,7 +131,9 @@ def _measure_group(key: str, members: list[ir.Node], ledger: _Ledger) -> None:
         return None
     embedding = any(is_standard(node, "Gather") for node in members)
     kind = Kind.QUANTIZED_EMBEDDING if embedding else Kind.QUANTIZED_LINEAR
-    weights = max(_tensor(value).size for value in sources)
+    # Where a lookup shifts its bytes, they are two 4-bit codes each.
+    packed = 2 if embedding and any(is_standard(node, "BitShift") for node in members) else 1
+    weights = packed * max(_tensor(value).size for value in sources)
     return ledger.count(key, "Gather" if embedding else "MatMul", kind, sources, weights)
 
 

@@ -187,7 +187,8 @@ def test_stock_microsoft_nodes() -> None:
         WeightSize("b_node", "MatMulNBits", Kind.QUANTIZED_LINEAR, K * N, 8 * linear / (K * N), linear),
         WeightSize("c_node", "MatMul", Kind.FLOAT_LINEAR, N * N, 32, 4 * N * N),
     ]
-    assert bits_per_weight(model) == 8 * linear / (K * N)  # the float layer is not mixed in
+    # Per rewritten weight, as a conversion's report says it: the float layer is not mixed in.
+    assert bits_per_weight(model) == 8 * (table + linear) / (10 * K + K * N)
 
 
 @pytest.mark.parametrize(("element", "width"), [(TensorProto.UINT4, 10), (TensorProto.INT8, 10)])
@@ -249,6 +250,30 @@ def test_a_group_of_lookups_is_an_embedding() -> None:
         },
     )
     total = 10 * (K + 4 * K // BLOCK)
+    assert weights_of(model) == [
+        WeightSize("embed", "Gather", Kind.QUANTIZED_EMBEDDING, 10 * K, 8 * total / (10 * K), total)
+    ]
+
+
+def test_a_lookup_of_packed_bytes_counts_two_codes_to_a_byte() -> None:
+    model = graph(
+        [
+            node("Gather", ["codes", "ids"], "bytes", group="embed"),
+            node("BitwiseAnd", ["bytes", "mask"], "low", group="embed"),
+            node("BitShift", ["bytes", "four"], "high", group="embed", direction="RIGHT"),
+            node("Concat", ["low", "high"], "c", group="embed", axis=-1),
+            node("Gather", ["s", "ids"], "s_row", group="embed"),
+            node("DequantizeLinear", ["c", "s_row"], "y", group="embed", axis=-1, block_size=BLOCK),
+        ],
+        {
+            "codes": (TensorProto.UINT8, [10, K // 2]),
+            "s": (TensorProto.FLOAT, [10, K // BLOCK]),
+            "ids": np.arange(3),
+            "mask": np.array(15, np.uint8),
+            "four": np.array(4, np.uint8),
+        },
+    )
+    total = 10 * (K // 2 + 4 * K // BLOCK)
     assert weights_of(model) == [
         WeightSize("embed", "Gather", Kind.QUANTIZED_EMBEDDING, 10 * K, 8 * total / (10 * K), total)
     ]

@@ -31,8 +31,8 @@ class ModelScore:
     Attributes:
         path: the file, as it was given.
         bytes: its size with all external data.
-        bits_per_weight: codes, scales, zero points and factors per weight of the quantized linear
-            layers (of a float model: of the float ones); None where there are no linear layers.
+        bits_per_weight: codes, scales, zero points and factors per quantized weight (of a float
+            model: per weight of its linear layers); None where there are no such weights.
         perplexity: by text, as it was given.
         mean: mean of the texts' perplexities.
         gap: that mean above the first model's.

@@ -17,7 +17,7 @@ _SESSION_CONFIG = {
     # Several sessions are open, one runs: the threads of the others must not spin.
     "session.force_spinning_stop": "1",
 }
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # what it logs of an error, it also raises: that becomes one line
 
 
 class LanguageModel:
@@ -34,10 +34,12 @@ class LanguageModel:
     def __init__(self, subject: Subject, file: Path) -> None:
         ort = require_onnxruntime()
         options = ort.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL_ONLY
         for key, value in _SESSION_CONFIG.items():
             options.add_session_config_entry(key, value)
         self.subject = subject
+        self._run_options = ort.RunOptions()
+        self._run_options.log_severity_level = _FATAL_ONLY
         try:
             self._session = ort.InferenceSession(str(file), options, providers=[CPU_PROVIDER])
         except Exception as error:  # its exceptions share no base class but this
@@ -58,7 +60,7 @@ class LanguageModel:
             UserError: ONNX Runtime cannot run it, or what comes out are not logits of these tokens.
         """
         try:
-            (logits,) = self._session.run([self.subject.output], self._feeds(tokens))
+            (logits,) = self._session.run([self.subject.output], self._feeds(tokens), self._run_options)
         except Exception as error:
             raise UserError(
                 f"{self.subject.path}: onnxruntime fails on {len(tokens)} tokens ({_first_line(error)})",

@@ -28,7 +28,7 @@ class Subject:
     Attributes:
         path: the file, as it was given.
         bytes: its size with all external data.
-        bits_per_weight: as `passes.measure_sizes` counts; None where it has no linear layers.
+        bits_per_weight: as `passes.measure_sizes` counts; None where it counts none.
         inputs: names and dtypes of its inputs, all of them among `INPUTS`.
         output: name of the output that holds the logits.
         vocabulary: the least count of tokens that its graph or config.json admits; None where

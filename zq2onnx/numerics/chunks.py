@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from zq2onnx.scheme import Granularity, PerBlock, PerChannel
+from zq2onnx.scheme import Granularity, PerBlock
 
 CHUNK = 1 << 17
 """Weights in a piece: a float32 copy and scratch space are a megabyte."""

@@ -17,7 +17,8 @@ PIECE = 1 << 17
 def squared_norm(piece: Float32Array) -> float:
     """Sum of squares of about `PIECE` contiguous values: in float32, unless they are too small or large."""
     flat = piece.reshape(-1)
-    energy = float(np.dot(flat, flat))
+    with np.errstate(over="ignore"):
+        energy = float(np.dot(flat, flat))
     if 1e-30 < energy < math.inf:
         return energy
     wide = flat.astype(np.float64)

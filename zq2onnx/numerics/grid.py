@@ -3,7 +3,7 @@
 asymmetric   scale = (max - min) / (2^b - 1) over the group with 0 included, integer zero point
 symmetric    scale = max|w| / (2^(b-1) - 1), zero point 2^(b-1)
 
-A scale is rounded to the type it is stored in before any code is computed, so that the codes are
+A scale is rounded up to the type it is stored in before any code is computed, so that the codes are
 the nearest ones on the grid that the file holds.
 """
 
@@ -52,7 +52,7 @@ class Grid:
     levels: int
 
     def encode(self, weights: Float32Array, out: Float32Array) -> None:
-        """Write the weights' codes as floats, by ONNX's `QuantizeLinear`: rounded half to even, then shifted."""
+        """Write the weights' codes as floats, as ONNX's `QuantizeLinear` does: half to even, then shifted."""
         np.divide(weights, self.scale, out=out)
         np.rint(out, out=out)
         np.add(out, self.zero, out=out)
@@ -76,7 +76,8 @@ def fit_grid(low: Float32Array, high: Float32Array, scheme: Scheme, scale_dtype:
     levels = (1 << scheme.bits) - 1
     low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
     if scheme.symmetric:
-        scale = stored_scale(np.maximum(-low, high) / np.float32(scheme.midpoint - 1), scale_dtype)
+        reach: Float32Array = np.maximum(-low, high)
+        scale = stored_scale(reach / np.float32(scheme.midpoint - 1), scale_dtype)
         return Grid(scale, np.full_like(scale, scheme.midpoint), levels)
     scale = stored_scale((high - low) / np.float32(levels), scale_dtype)
     zero = np.rint(low / -scale)
@@ -84,11 +85,17 @@ def fit_grid(low: Float32Array, high: Float32Array, scheme: Scheme, scale_dtype:
 
 
 def stored_scale(scale: Float32Array, dtype: npt.DTypeLike) -> Float32Array:
-    """Round scales to values that `dtype` holds: never 0 or infinite, and 1 for a group of zeros."""
+    """Round scales to values that `dtype` holds: never 0 or infinite, and 1 for a group of zeros.
+
+    They are rounded up, because a scale that is too small cuts off the greatest weights: by half a step
+    for bfloat16 and 255 steps, by more for subnormal float16.
+    """
     scale = np.where(scale == 0, np.float32(1), scale)
     scale = np.minimum(scale, np.float32(ml_dtypes.finfo(dtype).max))
     if np.dtype(dtype) != np.float32:
-        scale = scale.astype(dtype).astype(np.float32)
+        near = scale.astype(dtype)
+        above = np.nextafter(near, np.array(np.inf, dtype))
+        scale = np.where(near.astype(np.float32) < scale, above, near).astype(np.float32)
     return np.maximum(scale, np.float32(least_scale(dtype)))
 
 

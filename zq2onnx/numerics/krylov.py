@@ -68,16 +68,16 @@ def leading_subspace(matrix: Array, rank: int, seed: int = 0, unit: float = 1.0)
 def _steps(large: int, small: int) -> int:
     """Blocks that hold over 99% of the energy of white noise's exact rank-8 approximation.
 
-    Measured: a line in the logarithm of the size, as the theory has it, with 0.2% to spare.
+    Measured from 256² to 4096²: a line in the logarithm of the size, as the theory has it.
 
     >>> _steps(1024, 1024), _steps(4096, 1024), _steps(11008, 4096)
     (7, 8, 10)
     """
-    return max(5, math.ceil((math.log2(large * small) - 9) * 0.6))
+    return max(5, math.ceil(0.51 * math.log2(large * small) - 3.23))
 
 
 def _krylov_space(xp: Any, a: Array, block: int, steps: int, seed: int, unit: float) -> tuple[Array, Array]:
-    """An orthonormal basis `[small, d]` of the Krylov space and its image `A @ basis / unit`, `[large, d]`."""
+    """An orthonormal basis `[small, d]` of the Krylov space, and `A @ basis / unit`, `[large, d]`."""
     large, small = a.shape
     if block * steps >= small:
         return xp.eye(small, dtype=xp.float32), a / unit
@@ -111,7 +111,10 @@ def _multiply(xp: Any, a: Array, vectors: Array, unit: float) -> tuple[Array, Ar
 def _orthonormal(xp: Any, basis: Array, vectors: Array) -> Array:
     """Orthonormal vectors that span, with the basis, what the basis and the vectors span."""
     before = float(xp.sum(vectors * vectors))
-    vectors = vectors - basis @ (basis.T @ vectors)
+    # Twice, or else rounding errors of the first grow from step to step: of a tall matrix, whose
+    # singular values differ little from their mean, almost all of each product is in the basis.
+    for _ in range(2):
+        vectors = vectors - basis @ (basis.T @ vectors)
     gram = xp.asarray(vectors.T @ vectors, dtype=xp.float64)
     values, rotation = xp.linalg.eigh(gram)
     if float(values[0]) * vectors.shape[1] > WELL_CONDITIONED * before:

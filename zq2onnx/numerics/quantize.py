@@ -83,8 +83,8 @@ def _compensate(
     if residual < energy:
         return factors, "", residual
     before, after = (_relative(part, rounded.weight_energy) for part in (energy, residual))
-    reason = f"a branch of rank {factors.rank} does not lower the weight error: {before:.4g} without, {after:.4g} with"
-    return None, reason, energy
+    found = f"{before:.4g} without, {after:.4g} with"
+    return None, f"a branch of rank {factors.rank} does not lower the weight error: {found}", energy
 
 
 def _relative(energy: float, whole: float) -> float:
