@@ -6,13 +6,16 @@ One token, one 4096 x 4096 weight in groups of 128, asymmetric, no branch: each 
 a float32 `MatMul` and `MatMulNBits` of the same width at accuracy level 0 (there is none of 3 bits).
 All take turns of a few products; each has several weights in rotation, so that none finds its weight
 in the cache. Then, each in a process of its own, the peak memory of opening a session on a file of
-packed weights: the growth of VmHWM per weight.
+packed weights: the growth of VmHWM per weight. glibc keeps freed blocks of up to 32 MB for itself once it has
+seen such; `MALLOC_MMAP_THRESHOLD_=131072` (its own first value) makes it give them back, and
+shows what ONNX Runtime itself needs.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import statistics
 import subprocess
 import sys
@@ -181,16 +184,22 @@ print(peak() - before)
 """
 
 
-def load_peaks(folder: Path, megabytes: int) -> Iterator[tuple[Operator, int, int]]:
-    """Each operator without branch, the number of weights in its file, and the peak of loading it."""
+def load_peaks(folder: Path, megabytes: int) -> Iterator[tuple[Operator, list[float]]]:
+    """Each operator without branch, and the bytes per weight at the peak of loading its file.
+
+    The first as malloc comes, the second with glibc's threshold held.
+    """
     for bits in WEIGHT_BITS:
         operator = OPERATORS[f"MatMulW{bits}A16"]
         copies = round(megabytes * 1e6 * 8 / (SIZE * SIZE * bits))
         path = write_model(folder / "model.onnx", operator.name, SIZE, copies)
-        answer = subprocess.run(
-            [sys.executable, "-c", MEASURE, path], check=True, capture_output=True, text=True
-        )
-        yield operator, copies * SIZE * SIZE, int(answer.stdout)
+        command = [sys.executable, "-c", MEASURE, path]
+        environments = (dict(os.environ), os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"})
+        answers = [
+            subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+            for environment in environments
+        ]
+        yield operator, [int(answer) / (copies * SIZE * SIZE) for answer in answers]
 
 
 def show_times(times: dict[str, float]) -> None:
@@ -216,9 +225,10 @@ def main() -> None:
         show_times(time_kinds(Path(folder), kinds, given.rounds, given.threads))
         if not given.megabytes:
             return
-        print(f"\npeak memory of loading {given.megabytes} MB of packed weights")
-        for operator, weights, peak in load_peaks(Path(folder), given.megabytes):
-            print(f"{operator.name:24}{peak / 1e6:8.0f} MB{peak / weights:8.2f} bytes per weight", flush=True)
+        print(f"\npeak of loading {given.megabytes} MB of packed weights, bytes per weight")
+        print(f"{'':24}{'malloc as it is':>16}{'threshold held':>16}")
+        for operator, peaks in load_peaks(Path(folder), given.megabytes):
+            print(f"{operator.name:24}", *(f"{peak:16.2f}" for peak in peaks), sep="", flush=True)
 
 
 if __name__ == "__main__":

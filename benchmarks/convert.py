@@ -57,10 +57,10 @@ def run_zq2onnx(model: Path, output: Path, rank: int, jobs: int | None) -> None:
 
 def _print(started: float) -> None:
     seconds = time.perf_counter() - started
-    peak = (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    )
+    # Not this process's ru_maxrss, which begins with the parent's.
+    status = Path("/proc/self/status").read_text()
+    own = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    peak = int(own) + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     print(json.dumps({"seconds": seconds, "rss": peak * 1024}))
 
 

@@ -23,38 +23,43 @@ def shapes(width: int) -> dict[str, tuple[int, int]]:
     }
 
 
-def write_model(path: Path, layers: int, width: int, seed: int = 0) -> int:
+def write_model(path: Path, layers: int, width: int, seed: int = 0, *, split: bool = False) -> int:
     """Write `path` and `path.data`; returns the number of parameters.
 
     Weights are Gaussian with a spread of their own for every input channel, as trained ones have.
+
+    Args:
+        path: the model file.
+        layers: six MatMuls each.
+        width: of the hidden state.
+        seed: of the weights.
+        split: one data file for every layer, `path.0.data` and so on.
     """
     rng = np.random.default_rng(seed)
     nodes, initializers = [], []
-    offset = 0
+    parameters = 0
     value = "x"
-    with Path(f"{path}.data").open("wb") as data:
-        for layer in range(layers):
-            residual = value
-            for name, (k, n) in shapes(width).items():
-                weight = rng.standard_normal((k, n), np.float32)
-                weight *= rng.lognormal(-4, 0.5, (k, 1)).astype(np.float32)
-                data.write(weight.data)
-                tensor = TensorProto(name=f"layers.{layer}.{name}.weight", data_type=TensorProto.FLOAT)
-                tensor.dims.extend((k, n))
-                tensor.data_location = TensorProto.EXTERNAL
-                place = {"location": f"{path.name}.data", "offset": offset, "length": weight.nbytes}
-                for key, entry in place.items():
-                    tensor.external_data.add(key=key, value=str(entry))
-                offset += weight.nbytes
-                initializers.append(tensor)
-                out = f"layers.{layer}.{name}.out"
-                nodes.append(
-                    helper.make_node("MatMul", [value, tensor.name], [out], name=f"layers.{layer}.{name}")
-                )
-                value = out
-            out = f"layers.{layer}.out"
-            nodes.append(helper.make_node("Add", [residual, value], [out], name=f"layers.{layer}.add"))
+    for layer in range(layers):
+        data = path.with_name(f"{path.name}.{layer}.data" if split else f"{path.name}.data")
+        if split or layer == 0:
+            data.write_bytes(b"")
+        residual = value
+        for name, (k, n) in shapes(width).items():
+            weight = rng.standard_normal((k, n), np.float32)
+            weight *= rng.lognormal(-4, 0.5, (k, 1)).astype(np.float32)
+            parameters += weight.size
+            tensor = TensorProto(name=f"layers.{layer}.{name}.weight", data_type=TensorProto.FLOAT)
+            tensor.dims.extend((k, n))
+            _append(tensor, weight, data)
+            initializers.append(tensor)
+            out = f"layers.{layer}.{name}.out"
+            nodes.append(
+                helper.make_node("MatMul", [value, tensor.name], [out], name=f"layers.{layer}.{name}")
+            )
             value = out
+        out = f"layers.{layer}.out"
+        nodes.append(helper.make_node("Add", [residual, value], [out], name=f"layers.{layer}.add"))
+        value = out
     nodes[-1].output[0] = "y"
     graph = helper.make_graph(
         nodes,
@@ -66,4 +71,15 @@ def write_model(path: Path, layers: int, width: int, seed: int = 0) -> int:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
     model.ir_version = 10
     onnx.save_model(model, path)
-    return offset // 4
+    return parameters
+
+
+def _append(tensor: TensorProto, weight: np.ndarray, data: Path) -> None:
+    """Put the weight's bytes at the end of a data file, and their place in the tensor."""
+    offset = data.stat().st_size
+    with data.open("ab") as file:
+        file.write(weight.data)
+    tensor.data_location = TensorProto.EXTERNAL
+    place = {"location": data.name, "offset": offset, "length": weight.nbytes}
+    for key, entry in place.items():
+        tensor.external_data.add(key=key, value=str(entry))

@@ -7,8 +7,7 @@ import onnx_ir as ir
 
 from zq2onnx.passes.planned import FACTORS, Part, PlannedTensor, QuantizedWeight, factor_part
 from zq2onnx.passes.rewrite import Group
-from zq2onnx.passes.select_nodes import all_nodes
-from zq2onnx.passes.trace_weights import is_standard
+from zq2onnx.passes.trace_weights import all_nodes, is_standard
 from zq2onnx.scheme import FactorType
 
 

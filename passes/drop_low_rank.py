@@ -11,9 +11,8 @@ from zq2onnx import opset
 from zq2onnx.passes.add_low_rank import branch_of, quantized_weight
 from zq2onnx.passes.lower_portable import add_function
 from zq2onnx.passes.planned import PlannedTensor, QuantizedWeight
-from zq2onnx.passes.rewrite import Group
-from zq2onnx.passes.select_nodes import all_nodes
-from zq2onnx.passes.trace_weights import is_standard
+from zq2onnx.passes.rewrite import Group, sweep
+from zq2onnx.passes.trace_weights import all_nodes, is_standard
 
 
 class DropLowRankPass(ir.passes.InPlacePass):
@@ -34,7 +33,7 @@ class DropLowRankPass(ir.passes.InPlacePass):
                 continue
             modified |= self._drop_fused(model, node) or self._drop_group(model, node)
         if modified:
-            common.RemoveUnusedNodesPass()(model)
+            sweep(model)
             common.RemoveUnusedFunctionsPass()(model)
         return ir.passes.PassResult(model, modified)
 

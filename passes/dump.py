@@ -24,7 +24,12 @@ def graph_proto(model: ir.Model) -> onnx.ModelProto:
             if isinstance(tensor, PlannedTensor) or (tensor is not None and tensor.nbytes > SHOWN_BYTES):
                 originals.append((value, tensor))
                 value.const_value = ir.ExternalTensor(
-                    STUB, None, None, tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name or ""
+                    STUB,
+                    None,
+                    None,
+                    tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    name=value.name or "",
                 )
     try:
         return ir.to_proto(model)

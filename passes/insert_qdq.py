@@ -7,29 +7,38 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from zq2onnx.passes.planned import Part, QuantizedWeight, WeightView, qdq_part
-from zq2onnx.passes.rewrite import Group
-from zq2onnx.passes.select_nodes import EMBEDDING, Candidate, Selection
-from zq2onnx.scheme import Scheme
+from zq2onnx.passes.candidates import EMBEDDING, Candidate
+from zq2onnx.passes.planned import INFIXES, Part, QuantizedWeight, WeightView, qdq_part
+from zq2onnx.passes.rewrite import Attributes, Group, sweep
+from zq2onnx.passes.select_nodes import Selection
+from zq2onnx.passes.trace_weights import constant_tensor, trace_constant
+from zq2onnx.scheme import PerBlock, Scheme
 
 
 @dataclass
 class WeightNames:
-    """Hands out one `QuantizedWeight` for each matrix and scheme, under a name of its own."""
+    """Hands out one `QuantizedWeight` for each matrix and scheme, under a name that the model has not."""
 
+    model: ir.Model
     infix: str = ""
     _known: dict[tuple[object, ...], QuantizedWeight] = field(default_factory=dict)
     _taken: set[str] = field(default_factory=set)
 
-    def weight(self, view: WeightView, scheme: Scheme) -> QuantizedWeight:
-        key = (*view.key, scheme)
+    def weight(self, view: WeightView, scheme: Scheme, reader: ir.Node) -> QuantizedWeight:
+        """The weight as a node reads it; one for all its readers in a graph, another in a subgraph."""
+        key = (*view.key, scheme, id(reader.graph))
         if key not in self._known:
             name = f"{view.name}{self.infix}_Q{scheme.bits}"
-            while name in self._taken:
+            while name in self._taken or self._in_model(name):
                 name += "_"
             self._taken.add(name)
             self._known[key] = QuantizedWeight(view, scheme, name)
         return self._known[key]
+
+    def _in_model(self, name: str) -> bool:
+        """Whether an earlier conversion named its tensors so."""
+        codes = [f"{name}_{infix}{Part.CODES.value}" for infix in INFIXES.values()]
+        return any(code in graph.initializers for graph in self.model.graphs() for code in codes)
 
 
 def dequantized(group: Group, weight: QuantizedWeight) -> ir.Value:
@@ -37,27 +46,43 @@ def dequantized(group: Group, weight: QuantizedWeight) -> ir.Value:
     inputs = [group.constant(qdq_part(weight, Part.CODES)), group.constant(qdq_part(weight, Part.SCALES))]
     if not weight.scheme.symmetric:
         inputs.append(group.constant(qdq_part(weight, Part.ZERO_POINTS)))
-    attributes: dict[str, object] = {"axis": 1}
-    if weight.blocked:
-        attributes = {"axis": 0, "block_size": weight.scheme.granularity.size}  # type: ignore[union-attr]
+    attributes: Attributes = {"axis": 1}
+    if isinstance(weight.scheme.granularity, PerBlock):
+        attributes = {"axis": 0, "block_size": weight.scheme.granularity.size}
     value = group.node("DequantizeLinear", inputs, attributes, suffix="weight", dtype=weight.view.dtype)
     value.shape = ir.Shape((weight.view.k, weight.view.n))
     return value
 
 
-def _scaled_bias(group: Group, bias: ir.Value, beta: float, dtype: ir.DataType) -> ir.Value:
-    """`beta * bias`."""
-    if beta == 1.0:
-        return bias
-    factor = ir.tensor(np.array(beta, dtype=dtype.numpy()), name=f"{group.name}/beta")
-    return group.node("Mul", [bias, group.constant(factor)], suffix="beta", dtype=dtype)
+def _add_bias(group: Group, product: ir.Value, bias: ir.Value, beta: float, dtype: ir.DataType) -> ir.Value:
+    """`product + beta * bias`."""
+    tensor = constant_tensor(bias)
+    # A bias with several rows fixes the activation's: what is checked on rows of its own has no place for it.
+    marked = tensor is None or len(tensor.shape) < 2 or tensor.shape[0] == 1
+    if beta != 1.0:
+        factor = group.constant(ir.tensor(np.array(beta, dtype=dtype.numpy()), name=f"{group.name}/beta"))
+        bias = group.node("Mul", [bias, factor], suffix="beta", dtype=dtype, marked=marked)
+    return group.node("Add", [product, bias], suffix="bias", dtype=dtype, marked=marked)
+
+
+def _of_rank(group: Group, node: ir.Node, dtype: ir.DataType) -> ir.Value:
+    """The activation with the unit dimensions that a weight `[1, .., K, N]` gives the result."""
+    activation = node.inputs[0]
+    weight = trace_constant(node.inputs[1])
+    assert activation is not None and not isinstance(weight, str)
+    rank = len(weight.shape)
+    if rank == 2 or (activation.shape is not None and len(activation.shape) >= rank):
+        return activation
+    ones = group.constant(ir.tensor(np.ones(rank, np.int64), name=f"zq2onnx/ones_{rank}"))
+    return group.node("Expand", [activation, ones], suffix="expand", dtype=dtype, marked=False)
 
 
 class InsertQdqPass(ir.passes.InPlacePass):
     """Replaces `MatMul(A, W)` with `MatMul(A, DequantizeLinear(codes, scales, zero_points))`.
 
     Replaces `Gemm(A, W, C)` with the same, a Transpose of A for transA, and `Add(., beta * C)`;
-    transB and alpha go into the weight. Every reader of a shared weight gets its own
+    transB and alpha go into the weight. Unit dimensions of a weight `[1, .., K, N]` that the activation
+    has not go to it, by an Expand. Every reader of a shared weight gets its own
     DequantizeLinear, for ONNX Runtime does not fuse one that has two readers.
 
     Args:
@@ -70,31 +95,31 @@ class InsertQdqPass(ir.passes.InPlacePass):
         self.selection = selection
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        names = WeightNames()
+        names = WeightNames(model)
         modified = False
         for node, (candidate, scheme) in self.selection.chosen.items():
             if candidate.role == EMBEDDING or node.graph is None:
                 continue
             assert isinstance(candidate.view, WeightView)
-            weight = names.weight(candidate.view, scheme)
+            weight = names.weight(candidate.view, scheme, node)
             self.selection.weights[node.name or ""] = weight
             self._rewrite(Group(node, model), candidate, weight)
             modified = True
+        if modified:
+            sweep(model)
         return ir.passes.PassResult(model, modified)
 
     def _rewrite(self, group: Group, candidate: Candidate, weight: QuantizedWeight) -> None:
         node = candidate.node
-        activation = node.inputs[0]
         dtype = weight.view.dtype
+        activation = _of_rank(group, node, dtype)
         gemm = node.op_type == "Gemm"
-        if gemm and node.attributes.get_int("transA", 0):
+        if gemm and node.attributes.get_int("transA", 0) != 0:
             activation = group.node("Transpose", [activation], {"perm": [1, 0]}, suffix="transA", dtype=dtype)
         weight_value = dequantized(group, weight)
         bias = node.inputs[2] if gemm and len(node.inputs) > 2 else None
         beta = node.attributes.get_float("beta", 1.0) if gemm else 1.0
         result = group.node("MatMul", [activation, weight_value], dtype=dtype)
         if bias is not None and beta != 0.0:
-            result = group.node(
-                "Add", [result, _scaled_bias(group, bias, beta, dtype)], suffix="bias", dtype=dtype
-            )
+            result = _add_bias(group, result, bias, beta, dtype)
         group.finish(result)

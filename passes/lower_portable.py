@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
 from zq2onnx import opset
 from zq2onnx.passes.add_low_rank import branch_of, quantized_weight, unit_scales
 from zq2onnx.passes.planned import Part, QuantizedWeight, factor_part, portable_part
-from zq2onnx.passes.rewrite import Group
-from zq2onnx.passes.select_nodes import all_nodes
-from zq2onnx.passes.trace_weights import constant_tensor, is_standard
+from zq2onnx.passes.rewrite import Group, sweep
+from zq2onnx.passes.trace_weights import all_nodes, constant_tensor, is_standard
 from zq2onnx.scheme import FactorType
 
 
@@ -39,7 +38,7 @@ class LowerToPortablePass(ir.passes.InPlacePass):
             _lower(Group(match.last, model, source=match.matmul), match)
             add_function(model, _operator(match))
         if matches:
-            common.RemoveUnusedNodesPass()(model)
+            sweep(model)
         return ir.passes.PassResult(model, bool(matches))
 
 
@@ -73,7 +72,7 @@ def is_vector_bias(value: ir.Value | None, n: int) -> bool:
 def _lower(group: Group, match: _Match) -> None:
     weight = match.weight
     parts = [portable_part(weight, part) for part in (Part.CODES, Part.SCALES, Part.ZERO_POINTS)]
-    inputs = [match.matmul.inputs[0], *(group.constant(part) for part in parts), match.bias]
+    inputs = [match.matmul.inputs[0], *(group.constant(part) for part in parts), _bias(group, match)]
     if match.branch:
         inputs += [group.constant(factor_part(weight, part)) for part in (Part.U, Part.V)]
         for part in (Part.U_SCALES, Part.V_SCALES):
@@ -93,10 +92,20 @@ def _lower(group: Group, match: _Match) -> None:
     )
 
 
+def _bias(group: Group, match: _Match) -> ir.Value | None:
+    """The bias as the operator takes it: with 8 bits, zeros for the rows of the high half bytes follow."""
+    tensor = constant_tensor(match.bias)
+    if match.bias is None or tensor is None or match.weight.scheme.bits != 8:
+        return match.bias
+    values = tensor.numpy()
+    padded = np.concatenate([values, np.zeros_like(values)])
+    return group.constant(ir.tensor(padded, dtype=tensor.dtype, name=f"{group.name}/bias"))
+
+
 def add_function(model: ir.Model, operator: opset.Operator) -> None:
     """Put the operator's body in the model, for the model's own opset."""
     version = model.opset_imports[""]
-    function = ir.from_proto(opset.function_proto(operator, version))
+    function = ir.serde.deserialize_function(opset.function_proto(operator, version))
     if function.identifier() not in model.functions:
         model.functions[function.identifier()] = function
     model.opset_imports[opset.DOMAIN] = opset.DOMAIN_VERSION

@@ -30,7 +30,7 @@ class NarrowCodesPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
-        for value in model.graph.initializers.values():
+        for value in [value for graph in model.graphs() for value in graph.initializers.values()]:
             tensor = value.const_value
             if isinstance(tensor, PlannedTensor) and narrows(tensor):
                 shape = tuple(int(dim) for dim in tensor.shape.numpy())

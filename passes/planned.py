@@ -45,7 +45,7 @@ class WeightView:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for views that read the same matrix."""
-        return *self.storage, self.transposed, self.scale, self.dtype
+        return *self.storage, self.k, self.n, self.transposed, self.scale, self.dtype
 
 
 class Part(enum.Enum):

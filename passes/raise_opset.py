@@ -8,9 +8,11 @@ import warnings
 from collections.abc import Iterator
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
 from zq2onnx.errors import UserError
+from zq2onnx.opset import DOMAIN
+from zq2onnx.passes.normalize import name_nodes
+from zq2onnx.passes.trace_weights import all_nodes
 
 OLDEST_OPSET = 11
 NEWEST_OPSET = 25
@@ -23,23 +25,12 @@ BODY_OPSET = 18
 LOWEST_IR_VERSION = 10
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The converter logs a line for every node it keeps."""
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 class RaiseOpsetPass(ir.passes.InPlacePass):
     """Replaces operators of an older opset with those of `target`; names stay.
 
-    Local functions are inlined first, for the converter works on plain graphs. A model that is
-    at `target` or above is left as it is.
+    Runs after `NormalizePass`, for the converter works on plain graphs. A model that is at `target` or
+    above is left as it is, and so is one that holds operators of `ai.zq2onnx`: the converter would
+    inline them.
 
     Args:
         target: opset to reach.
@@ -56,10 +47,10 @@ class RaiseOpsetPass(ir.passes.InPlacePass):
         self.warnings: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        version = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
+        version = model.opset_imports.get("")
         if version is None or not OLDEST_OPSET <= version <= NEWEST_OPSET:
             raise UserError(
-                f"the model's opset is {version}",
+                "the model imports no ONNX opset" if version is None else f"the model's opset is {version}",
                 f"{OLDEST_OPSET} to {NEWEST_OPSET}",
                 "export it again with a supported opset_version",
             )
@@ -78,47 +69,61 @@ class RaiseOpsetPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, False)
 
 
+class _Skipped(logging.Handler):
+    """Collects the converter's warnings that it left a node as it was."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.reasons: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message.startswith(("Skipping version conversion", "Failed to convert")):
+            cause = record.exc_info[1] if record.exc_info else None
+            self.reasons.append(_first_line(cause) if cause is not None else message)
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[list[str]]:
+    """Keep the converter's log from the user, and tell what in it matters."""
+    log = logging.getLogger("onnxscript.version_converter")
+    handler = _Skipped()
+    propagate, log.propagate = log.propagate, False
+    log.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield handler.reasons
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagate
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def _convert(model: ir.Model, target: int) -> str | None:
     """Convert in place; the reason if it failed, with the model as it was."""
     from onnxscript import version_converter
 
+    if any(node.domain == DOMAIN for node in all_nodes(model)):
+        return f"it holds operators of {DOMAIN}, whose bodies are written for the opset it has"
     trial = model.clone()
-    metadata = {node.name: dict(node.metadata_props) for node in model.graph if node.name}
+    metadata = {node.name: dict(node.metadata_props) for node in all_nodes(model)}
     try:
-        with _quiet():
+        with _watched() as reasons:
             version_converter.convert_version(trial, target, fallback=True)
     except Exception as error:  # the converter raises whatever its adapters raise
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
-    if trial.opset_imports.get("") != target:
-        return "the version converter gave up"
-    for node in trial.graph:
-        if node.name in metadata and not node.metadata_props:
-            node.metadata_props.update(metadata[node.name])
-    _take_over(model, trial)
-    return None
-
-
-def _take_over(model: ir.Model, converted: ir.Model) -> None:
-    model.graph = converted.graph
+        return _first_line(error)
+    if reasons or trial.opset_imports.get("") != target:
+        return reasons[0] if reasons else "the version converter gave up"
+    for node in all_nodes(trial):
+        if not node.metadata_props:
+            node.metadata_props.update(metadata.get(node.name, {}))
+    model.graph = trial.graph
     model.functions.clear()
-    model.functions.update(converted.functions)
-
-
-class NormalizePass(ir.passes.InPlacePass):
-    """Replaces calls of local functions with their bodies, and default-valued inputs with constants.
-
-    Functions of `ai.zq2onnx` stay: they are operators. An initializer that is also listed as a
-    graph input is a constant from here on.
-    """
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        inline = common.InlinePass(criteria=lambda function: function.domain != "ai.zq2onnx")
-        steps = [inline, common.RemoveInitializersFromInputsPass(), common.RemoveUnusedFunctionsPass()]
-        modified = False
-        for step in steps:
-            modified |= step(model).modified
-        for number, node in enumerate(ir.traversal.RecursiveGraphIterator(model.graph)):
-            if not node.name:
-                node.name = f"{node.op_type}_{number}"
-                modified = True
-        return ir.passes.PassResult(model, modified)
+    model.functions.update(trial.functions)
+    name_nodes(model)
+    return None

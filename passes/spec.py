@@ -10,8 +10,7 @@ import onnx_ir as ir
 from zq2onnx import opset
 from zq2onnx.passes.add_low_rank import quantized_weight
 from zq2onnx.passes.planned import Form, Part, PlannedTensor
-from zq2onnx.passes.select_nodes import all_nodes
-from zq2onnx.passes.trace_weights import is_standard
+from zq2onnx.passes.trace_weights import all_nodes, is_standard
 
 
 class Stage(enum.Enum):
@@ -34,7 +33,7 @@ def violations(model: ir.Model, stage: Stage) -> Iterator[str]:
             yield from _operator(model, node) if stage is Stage.PORTABLE else [f"{node.name}: too early"]
         elif is_standard(node, "DequantizeLinear"):
             yield from _dequantize(node, stage)
-    for value in model.graph.initializers.values():
+    for value in [value for graph in model.graphs() for value in graph.initializers.values()]:
         if isinstance(value.const_value, PlannedTensor):
             yield from _planned(value, value.const_value, stage)
 
@@ -78,7 +77,7 @@ def _operator(model: ir.Model, node: ir.Node) -> Iterator[str]:
         return
     if (opset.DOMAIN, node.op_type, "") not in model.functions:
         yield f"{node.name}: its function is missing"
-    if tuple(node.attributes) != opset.ATTRIBUTES:
+    if tuple(node.attributes) != operator.attributes:
         yield f"{node.name}: attributes {list(node.attributes)}"
     for name, value in zip(operator.inputs, node.inputs, strict=False):
         if value is None and name != "bias":

@@ -7,7 +7,7 @@ so that a mistake in either shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ def unpack_codes(bits: int, packed: Array) -> Array:
 
     Args:
         bits: bits per code: 8, 4, 3 or 2.
-        packed: uint8 `[N, k_blocks, block_size * bits / 8]`, in the layout of `zq2onnx.layout`.
+        packed: uint8 `[N, k_blocks, block_size * bits / 8]`, in the layout of `zq2onnx.layout`;
+            8 bits: `[2N, k_blocks, block_size / 2]`.
 
     Returns:
         uint8 `[N, k_blocks * block_size]`, padding included.
@@ -52,11 +53,11 @@ def unpack_codes(bits: int, packed: Array) -> Array:
             last = (planes[0] >> 3) | (planes[1] >> 3) << 1 | (planes[2] >> 3) << 2
             codes = np.concatenate([*quarters, last], axis=-1)
         case 8:
-            low, high = np.split(packed, 2, axis=-1)
+            low, high = np.split(packed, 2)
             codes = nibbles(low) | nibbles(high) << 4
         case _:
             raise ValueError(f"{bits} bits per code; 8, 4, 3 or 2 are known")
-    return codes.reshape(len(packed), -1)
+    return codes.reshape(len(codes), -1)
 
 
 def unpack_zero_points(bits: int, repeat: int, groups: int, packed: Array) -> Array:
@@ -68,11 +69,11 @@ def unpack_zero_points(bits: int, repeat: int, groups: int, packed: Array) -> Ar
 
     >>> unpack_zero_points(4, 1, 3, np.array([[0x21, 0x03]], np.uint8)).tolist()
     [[1, 2, 3]]
-    >>> unpack_zero_points(8, 4, 1, np.array([[0x55, 0xAA]], np.uint8)).tolist()
+    >>> unpack_zero_points(8, 4, 1, np.array([[0x55], [0xAA]], np.uint8)).tolist()
     [[165]]
     """
     if bits == 8:
-        low, high = np.split(packed, 2, axis=-1)
+        low, high = np.split(packed, 2)
         return unpack_zero_points(4, repeat, groups, low) | unpack_zero_points(4, repeat, groups, high) << 4
     each = packed & 15 if repeat > 1 else nibbles(packed)
     return each[:, :groups]
@@ -83,18 +84,19 @@ def unpack_weight(
     K: int,
     N: int,
     block_size: int,
-    scale_repeat: Sequence[int],
-    zero_point_repeat: Sequence[int],
+    scale_repeat: int,
+    zero_point_repeat: int,
     B: Array,
     scales: Array,
     zero_points: Array,
+    stored_rows: int | None = None,
 ) -> NDArray[np.float64]:
     """The float weight that an operator multiplies with: `(code - zero point) * scale`.
 
     Args:
         operator: which one; its `bits` choose the layout.
-        K, N, block_size, scale_repeat, zero_point_repeat: the node's attributes.
-        B: uint8 `[N, k_blocks, block_size * bits / 8]`.
+        K, N, block_size, scale_repeat, zero_point_repeat, stored_rows: the node's attributes.
+        B: uint8 `[N, k_blocks, block_size * bits / 8]`; 8 bits: `[2N, k_blocks, block_size / 2]`.
         scales: `[N, groups]`, any float type.
         zero_points: uint8, as `PackedLayout.zero_points_shape` says.
 
@@ -104,16 +106,23 @@ def unpack_weight(
     Raises:
         ValueError: the shapes do not belong to the attributes.
     """
-    repeat, groups = scale_repeat[-1], scales.shape[1]
+    repeat, groups = scale_repeat, scales.shape[1]
     k_blocks = -(-K // block_size)
     expected = (N, k_blocks, block_size * operator.bits // 8)
-    if B.shape != expected or scales.shape[0] != N or groups != -(-k_blocks // repeat):
+    if operator.bits == 8:
+        expected = (2 * N, k_blocks, block_size // 2)
+    if (
+        stored_rows not in (None, 2 * N)
+        or B.shape != expected
+        or scales.shape[0] != N
+        or groups != -(-k_blocks // repeat)
+    ):
         raise ValueError(
             f"B {B.shape} and scales {scales.shape}; K={K}, N={N} and blocks of {block_size} "
             f"repeated {repeat} times need {expected} and {(N, -(-k_blocks // repeat))}"
         )
-    if zero_point_repeat[-1] != (repeat + 1) // 2:
-        raise ValueError(f"zero points repeated {zero_point_repeat[-1]} times beside scales {repeat} times")
+    if zero_point_repeat != (repeat + 1) // 2:
+        raise ValueError(f"zero points repeated {zero_point_repeat} times beside scales {repeat} times")
     codes = unpack_codes(operator.bits, B).astype(np.float64)
     zeros = unpack_zero_points(operator.bits, repeat, groups, zero_points).astype(np.float64)
     group_size = block_size * repeat
@@ -137,7 +146,7 @@ def matmul(
 
     Args:
         operator: which one.
-        attributes: `K, N, block_size, scale_repeat, zero_point_repeat`.
+        attributes: those of `operator.attributes`.
         inputs: arrays by the names of `operator.inputs`; `bias` may be absent.
 
     Returns:
@@ -155,5 +164,5 @@ def matmul(
     if operator.lorc:
         result = result + a @ low_rank(inputs)
     if inputs.get("bias") is not None:
-        result = result + inputs["bias"].astype(np.float64)
+        result = result + inputs["bias"][: len(weight)].astype(np.float64)
     return result

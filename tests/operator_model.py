@@ -41,6 +41,8 @@ def random_constants(
     }
     if bias:
         constants["bias"] = rng.standard_normal(n).astype(dtype)
+    if bias and operator.bits == 8:
+        constants["bias"] = np.concatenate([constants["bias"], np.zeros(n, dtype)])
     if operator.lorc and int8_factors:
         constants["U"] = rng.integers(-127, 128, (k, rank), np.int8)
         constants["V"] = rng.integers(-127, 128, (rank, n), np.int8)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.operator_model import Array, operator_model, random_constants
 from zq2onnx.layout import PackedLayout, packed_layout
-from zq2onnx.opset import ATTRIBUTES, OPERATORS, Operator, function_proto, node_attributes
+from zq2onnx.opset import OPERATORS, Operator, function_proto, node_attributes
 from zq2onnx.runtime import reference
 from zq2onnx.scheme import Scheme, parse_granularity
 from zq2onnx.verify.optimized import optimized_graph, violations
@@ -106,7 +106,7 @@ def test_signature_is_that_of_the_operator(operator: Operator) -> None:
     function = function_proto(operator)
     assert function.name == operator.name
     assert tuple(function.input) == operator.inputs
-    assert tuple(function.attribute) == ATTRIBUTES
+    assert tuple(function.attribute) == operator.attributes
     assert OPERATORS[operator.name] == operator
 
 
@@ -131,7 +131,7 @@ def left_at_run_time(
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize(("operator", "int8_factors"), BODIES)
 def test_unpacking_folds_away(operator: Operator, int8_factors: bool, group_size: str | int) -> None:
-    products = {"MatMulNBits": 2, "Add": 1} if operator.bits == 8 else {"MatMulNBits": 1}
+    products = {"MatMulNBits": 1, "Split": 1, "Add": 1} if operator.bits == 8 else {"MatMulNBits": 1}
     branch = {"MatMul": 2, "Add": 1} if operator.lorc else {}
     left = left_at_run_time(operator, group_size, leading=2, dtype=np.float32, int8=int8_factors)
     assert left == Counter(products) + Counter(branch)
@@ -139,16 +139,15 @@ def test_unpacking_folds_away(operator: Operator, int8_factors: bool, group_size
 
 @pytest.mark.parametrize(("operator", "int8_factors"), BODIES)
 def test_on_a_matrix_the_branch_ends_in_a_gemm(operator: Operator, int8_factors: bool) -> None:
-    products = {"MatMulNBits": 2, "Add": 1} if operator.bits == 8 else {"MatMulNBits": 1}
+    products = {"MatMulNBits": 1, "Split": 1, "Add": 1} if operator.bits == 8 else {"MatMulNBits": 1}
     branch = {"MatMul": 1, "Gemm": 1} if operator.lorc else {}
     left = left_at_run_time(operator, 128, leading=1, dtype=np.float32, int8=int8_factors)
     assert left == Counter(products) + Counter(branch)
 
 
 @pytest.mark.parametrize(("operator", "int8_factors"), BODIES)
-def test_float16_keeps_casts_and_products_of_scales_alone(operator: Operator, int8_factors: bool) -> None:
+def test_float16_adds_casts_alone(operator: Operator, int8_factors: bool) -> None:
+    """The branch is float32 on the CPU. Scales must fold: where they did not, 1.20.1 and 1.24.4 failed."""
     left = left_at_run_time(operator, 128, leading=2, dtype=np.float16, int8=int8_factors)
-    assert set(left) <= {"MatMulNBits", "MatMul", "Add", "Cast", "Mul"}
-    assert left["MatMulNBits"] == (2 if operator.bits == 8 else 1)
-    # The CPU provider has no float16 Mul to fold with: int8 factors by scales, scales by 16.
-    assert left["Mul"] <= (2 if operator.lorc else 0) + (1 if operator.bits == 8 else 0)
+    assert set(left) <= {"MatMulNBits", "MatMul", "Split", "Add", "Cast"}
+    assert left["MatMulNBits"] == 1

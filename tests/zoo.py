@@ -1,4 +1,4 @@
-"""Small models with random weights, made once per machine and shared by the whole suite.
+"""Small models, made once per machine and shared by the whole suite; most have random weights.
 
     path = zoo.model("opt")                 # an ONNX file; config.json and tokenizer.json beside it
     feeds = zoo.feeds(path, batch=2, length=7, seed=0)
@@ -27,7 +27,8 @@ import numpy as np
 import pytest
 
 ARCHITECTURES = ("opt", "bloom", "gpt2", "llama", "bert")
-NAMES = (*ARCHITECTURES, "opt-fp16", "opt-bf16", "opt-torchscript-13", "opt-torchscript-17", "minilm")
+TRAINED = ("minilm", "opt-17m")
+NAMES = (*ARCHITECTURES, "opt-fp16", "opt-bf16", "opt-torchscript-13", "opt-torchscript-17", *TRAINED)
 VOCABULARY = 320
 CONTEXT = 64
 _PACKAGES = ("torch", "transformers", "tokenizers", "onnxscript", "onnx-ir")
@@ -39,10 +40,10 @@ def model(name: str) -> Path:
         raise ValueError(f"no model {name!r} in the zoo; there are {', '.join(NAMES)}")
     pytest.importorskip("torch", reason="needs torch")
     pytest.importorskip("transformers", reason="needs transformers")
-    if name == "minilm":
-        source = minilm()
-    else:
-        source = checkpoint(name.partition("-")[0])
+    if name in TRAINED:
+        source = minilm() if name == "minilm" else opt_17m()
+        return _cached(name, lambda folder: _export(source, folder, "fp32")) / "model.onnx"
+    source = checkpoint(name.partition("-")[0])
     kind = name.partition("-")[2]
     if kind.startswith("torchscript"):
         opset = int(kind.rpartition("-")[2])
@@ -94,6 +95,14 @@ def run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return list(session.run(None, feeds))
+
+
+def opt_17m() -> Path:
+    """Folder of the trained OPT with 17 M parameters. Skips where it is not beside the checkout."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "models" / "opt-17m"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/models/opt-17m beside the checkout")
+    return folder
 
 
 @functools.cache

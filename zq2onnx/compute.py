@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,8 +38,10 @@ class Facts:
     dropped: str = ""
 
 
-def compute_weight(weight: QuantizedWeight, parts: list[PlannedTensor]) -> tuple[list[memoryview], Facts]:
-    """Quantize a weight and return the bytes of `parts`, in their order.
+def compute_weight(
+    weight: QuantizedWeight, parts: list[PlannedTensor], node: str
+) -> tuple[list[memoryview], Facts]:
+    """Quantize the weight of a node and return the bytes of `parts`, in their order.
 
     Factors of a branch that does not pay come back empty, with the reason in `Facts.dropped`.
 
@@ -48,10 +51,10 @@ def compute_weight(weight: QuantizedWeight, parts: list[PlannedTensor]) -> tuple
     numbers = quantize_weight(_matrix(weight), weight.scheme, weight.view.dtype.numpy())
     if numbers.nonfinite:
         raise UserError(
-            f"{weight.view.name}: {numbers.nonfinite} of {weight.view.k * weight.view.n} weights"
-            " are NaN or infinite",
+            f"node {node!r}: {numbers.nonfinite} of the {weight.view.k * weight.view.n} numbers of its"
+            f" weight {weight.view.name!r} are NaN or infinite",
             "finite weights",
-            "mend the model, or leave this node float with --exclude",
+            f"mend the model, or leave the node float: --exclude '^{re.escape(node)}$'",
         )
     facts = Facts(numbers.weight_error, numbers.weight_error_without_lorc, numbers.dropped)
     return [_as_bytes(_render(numbers, part)) for part in parts], facts
@@ -117,4 +120,4 @@ def _halves(values: np.ndarray) -> np.ndarray:
 
 
 def _as_bytes(array: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import onnx
 import onnx.helper
@@ -13,9 +15,11 @@ import onnx_ir as ir
 from zq2onnx.errors import UserError
 from zq2onnx.loading import Source
 from zq2onnx.passes.raise_opset import LOWEST_IR_VERSION
+from zq2onnx.placement import Plan
+from zq2onnx.storage.failures import no_space_is_told
+from zq2onnx.storage.journal import Journal
 from zq2onnx.storage.output import OutputFiles
 from zq2onnx.storage.plan import Region, Section
-from zq2onnx.stream import Plan
 
 
 def least_ir_version(model: ir.Model) -> int:
@@ -24,7 +28,7 @@ def least_ir_version(model: ir.Model) -> int:
     return max(LOWEST_IR_VERSION, onnx.helper.find_min_ir_version_for([opset]))
 
 
-def finish(model: ir.Model, plan: Plan, files: OutputFiles) -> None:
+def finish(model: ir.Model, plan: Plan, files: OutputFiles, journal: Journal) -> None:
     """Put the factors that stay behind the data, point the graph at the bytes, publish."""
     used = {id(value) for graph in model.graphs() for value in graph.initializers.values()}
     regions = dict(plan.data.regions)
@@ -40,9 +44,12 @@ def finish(model: ir.Model, plan: Plan, files: OutputFiles) -> None:
         if id(value) in used:
             value.const_value = _external(value, regions[name], files)
     proto = ir.to_proto(model)
+    _drop_repeated_types(proto.graph)
     if files.single_file:
         _embed(proto, files)
-    files.publish(proto.SerializeToString(deterministic=True))
+    content = proto.SerializeToString(deterministic=True)
+    journal.record_model(content)
+    files.publish(content)
 
 
 def _external(value: ir.Value, region: Region, files: OutputFiles) -> ir.ExternalTensor:
@@ -53,10 +60,18 @@ def _external(value: ir.Value, region: Region, files: OutputFiles) -> ir.Externa
         region.offset,
         region.length,
         tensor.dtype,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         name=value.name or "",
         base_dir=files.data.parent,
     )
+
+
+def _drop_repeated_types(graph: onnx.GraphProto) -> None:
+    """An initializer says its type itself: a fifth of a small model's file without its weights."""
+    known = {tensor.name for tensor in graph.initializer}
+    kept = [value for value in graph.value_info if value.name not in known]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -79,23 +94,51 @@ def _embed(proto: onnx.ModelProto, files: OutputFiles) -> None:
             tensor.ClearField("data_location")
 
 
-def copy_unchanged(source: Source, files: OutputFiles, force: bool) -> None:
-    """Write the input to the output as it is: there was nothing to quantize.
+def check_unchanged(source: Source, files: OutputFiles, force: bool) -> list[tuple[Path, Path]]:
+    """Where the input's data files go if the input is written to the output as it is.
 
-    Its data files keep their names, for the model names them.
+    They keep their names, for the model names them.
+
+    Returns:
+        `(from, to)` of each; none where the folder is the same.
 
     Raises:
         UserError: one of them would overwrite another file.
     """
     folder = files.model.parent
+    if folder.resolve() == source.path.parent.resolve():
+        return []
     pairs = [(path, folder / path.relative_to(source.path.parent)) for path in source.data]
-    if folder.resolve() != source.path.parent.resolve():
-        for path, target in pairs:
-            if target.exists() and not force:
-                raise UserError(f"{target} exists", "a new path", "choose another folder with -o, or --force")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(target.name + ".partial")
-            shutil.copyfile(path, partial)
-            partial.replace(target)
-    shutil.copyfile(source.path, files.partial_model)
-    files.partial_model.replace(files.model)
+    for path, target in pairs:
+        if target.resolve() == files.model.resolve():
+            raise UserError(f"{target} is the name of the input's data too", "another output name")
+        if target.exists() and not force and not filecmp.cmp(path, target, shallow=False):
+            raise UserError(f"{target} exists", "a new path", "choose another folder with -o, or --force")
+    return pairs
+
+
+def copy_unchanged(source: Source, files: OutputFiles, force: bool) -> None:
+    """Write the input to the output as it is: there was nothing to quantize.
+
+    Raises:
+        UserError: a data file would overwrite another file, or there is no room.
+    """
+    pairs = [*check_unchanged(source, files, force), (source.path, files.model)]
+    files.make_folder()
+    try:
+        with no_space_is_told(files.model.parent):
+            for path, target in pairs:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, _partial(target))
+        files.model.unlink(missing_ok=True)  # no old model on new data
+        for _, target in pairs:
+            _partial(target).replace(target)
+    finally:
+        for _, target in pairs:
+            _partial(target).unlink(missing_ok=True)
+        if not files.model.exists():
+            files.discard()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")

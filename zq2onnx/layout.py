@@ -7,9 +7,10 @@ bits 4   `nib(c)`: the packing of `com.microsoft::MatMulNBits`
 bits 3   three planes of `b/8` bytes; with the quarters q0..q3 of the block, plane i is
          `nib(q_i) | nib(bit i of q3) << 3`
 bits 2   `nib(first half) | nib(second half) << 2`
-bits 8   `nib(c & 15)` then `nib(c >> 4)`
+bits 8   `nib(c & 15)` for all N rows, then `nib(c >> 4)` for all N rows: twice the rows
 
-Each becomes 4-bit `MatMulNBits` blocks by byte-wise operations that ONNX Runtime folds at load.
+2 and 3 bits become 4-bit `MatMulNBits` blocks by byte-wise operations that ONNX Runtime folds at
+load. 8 bits are 4-bit blocks as they lie, of a product that is twice as wide: its halves add up.
 
 *Stored scales* are one per group. Groups of up to 256 weights are blocks. Larger groups and
 whole rows are stored once and repeated to blocks by the operator (`scale_repeat`).
@@ -62,13 +63,20 @@ class PackedLayout:
         return -(-self.k_blocks // self.repeat)
 
     @property
+    def stored_rows(self) -> int:
+        """Rows of `B` and of `zero_points`: N, or with 8 bits one for each half byte."""
+        return self.n * (2 if self.bits == 8 else 1)
+
+    @property
     def codes_shape(self) -> tuple[int, int, int]:
         """Shape of `B`, uint8.
 
         >>> packed_layout(100, 66, 3, PerBlock(32)).codes_shape
         (66, 4, 12)
+        >>> packed_layout(100, 66, 8, PerBlock(32)).codes_shape
+        (132, 4, 16)
         """
-        return self.n, self.k_blocks, self.block_size * self.bits // 8
+        return self.stored_rows, self.k_blocks, self.block_size * min(self.bits, 4) // 8
 
     @property
     def scales_shape(self) -> tuple[int, int]:
@@ -82,17 +90,16 @@ class PackedLayout:
     @property
     def zero_points_shape(self) -> tuple[int, int]:
         """Shape of `zero_points`, uint8: two nibbles a byte, low first; where scales are repeated
-        a byte for each holds its nibble twice. 8 bits: the low nibbles' bytes, then the high.
+        a byte for each holds its nibble twice. 8 bits: N rows of low nibbles, then N of high.
 
         >>> packed_layout(100, 66, 4, PerBlock(32)).zero_points_shape
         (66, 2)
         >>> packed_layout(100, 66, 8, PerBlock(16)).zero_points_shape
-        (66, 8)
+        (132, 4)
         >>> packed_layout(4096, 66, 8, PerChannel()).zero_points_shape
-        (66, 2)
+        (132, 1)
         """
-        plane = self.groups if self.repeat > 1 else (self.groups + 1) // 2
-        return self.n, plane * (2 if self.bits == 8 else 1)
+        return self.stored_rows, self.groups if self.repeat > 1 else (self.groups + 1) // 2
 
     @property
     def zero_point_repeat(self) -> int:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import google.protobuf.message
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from zq2onnx.errors import UserError
 from zq2onnx.storage import mapped
+
+PROTOBUF_LIMIT = (1 << 31) - 1
+"""No protobuf message is longer."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,7 @@ def load(path: Path) -> Source:
     Raises:
         UserError: no such file, not an ONNX model, or its external data is not whole.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file", "an ONNX model")
-    content = path.read_bytes()
+    content = _read(path)
     try:
         proto = onnx.load_model_from_string(content)
     except google.protobuf.message.DecodeError:
@@ -61,13 +65,78 @@ def load(path: Path) -> Source:
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir wraps what it meets in errors of many types
-        raise UserError(f"{path} is malformed: {str(error).splitlines()[0]}", "a valid ONNX model") from error
-    folder = path.parent
-    tensors = []
+        raise UserError(f"{path} is malformed: {_first_cause(error)}", "a valid ONNX model") from error
+    if "ai.onnx" in model.opset_imports:
+        model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
+    data = mapped.check_external_data(path, _place_external_data(model, path.parent))
+    _embed_small(model)
+    return Source(path, model, digest, data)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's name in front of what is wrong with its graph or weights."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error.found}", error.required, error.remedy) from error
+
+
+def _read(path: Path) -> bytes:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", "an ONNX model", "name the file in it")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", "an ONNX model")
+    if path.stat().st_size > PROTOBUF_LIMIT:
+        raise UserError(
+            f"{path} is not an ONNX file: it has {path.stat().st_size / 1e6:.0f} MB",
+            "less than 2 GiB, with weights in external data",
+        )
+    return path.read_bytes()
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of what went wrong at the bottom of a chain of errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _place_external_data(model: ir.Model, folder: Path) -> list[ir.ExternalTensor]:
+    """Tell every external tensor where its file is; those of initializers and of attributes."""
+    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    tensors += [attribute.as_tensor() for _, attribute in _tensor_attributes(model)]
+    external = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+    for tensor in external:
+        tensor.base_dir = folder
+    return external
+
+
+def _tensor_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Attr]]:
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
+        for node in body.all_nodes():
+            for attribute in list(node.attributes.values()):
+                if attribute.type is ir.AttributeType.TENSOR and not attribute.is_ref():
+                    yield node, attribute
+
+
+def _embed_small(model: ir.Model) -> None:
+    """Take external tensors into memory that the output cannot have outside: attributes', empty ones."""
+    for node, attribute in _tensor_attributes(model):
+        tensor = attribute.as_tensor()
+        if isinstance(tensor, ir.ExternalTensor):
+            node.attributes[attribute.name] = ir.AttrTensor(attribute.name, _in_memory(tensor))
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value.base_dir = folder
-                tensors.append(value.const_value)
-    data = mapped.check_external_data(path, tensors)
-    return Source(path, model, digest, data)
+            if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes == 0:
+                value.const_value = _in_memory(value.const_value)
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.Tensor:
+    if tensor.nbytes == 0:
+        array = np.empty(tuple(int(dim) for dim in tensor.shape.numpy()), tensor.dtype.numpy())
+    else:
+        array = tensor.numpy().copy()
+        tensor.release()
+    return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)

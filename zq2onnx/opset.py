@@ -10,14 +10,15 @@ Inputs, in order (`R` is the rank, `A` float32, float16 or bfloat16, called T):
     B            uint8  codes, as `zq2onnx.layout` packs them
     scales       T      [N, groups]
     zero_points  uint8  as `zq2onnx.layout` packs them
-    bias         T      [N], optional
+    bias         T      [N], optional; 8 bits: [2N], the second half zeros
     U            T or int8  [K, R]   with a branch only, as the three below
     V            T or int8  [R, N]
     U_scales     T      [1, R]       ones where U is T
     V_scales     T      [R, 1]
 
-Attributes: `K`, `N`, `block_size` and the repeats of `PackedLayout`, as shapes to `Expand` by:
-`scale_repeat = [1, 1, r]`, `zero_point_repeat = [1, 1, ceil(r / 2)]`.
+Attributes, all integers: `K`, `N`, `block_size`, `scale_repeat` (blocks that share a stored scale) and
+`zero_point_repeat` (pairs of blocks that share a byte of zero points), as `PackedLayout` has them;
+with 8 bits also `stored_rows = 2N`.
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ class Operator:
         return f"MatMulW{self.bits}{self.activation.name}{'LoRC' if self.lorc else ''}"
 
     @property
+    def attributes(self) -> tuple[str, ...]:
+        """Attribute names in order."""
+        return ATTRIBUTES + (("stored_rows",) if self.bits == 8 else ())
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """Input names in order."""
         return MATMUL_INPUTS + (BRANCH_INPUTS if self.lorc else ())
@@ -79,14 +85,16 @@ def operator_for(scheme: Scheme) -> Operator:
     return Operator(scheme.bits, scheme.activation, scheme.lorc_rank > 0)
 
 
-def node_attributes(layout: PackedLayout) -> dict[str, int | list[int]]:
-    """A node's attributes, in the order of `ATTRIBUTES`."""
+def node_attributes(layout: PackedLayout) -> dict[str, int]:
+    """A node's attributes, in the order of `Operator.attributes`."""
+    rows = {"stored_rows": layout.stored_rows} if layout.bits == 8 else {}
     return {
         "K": layout.k,
         "N": layout.n,
         "block_size": layout.block_size,
-        "scale_repeat": [1, 1, layout.repeat],
-        "zero_point_repeat": [1, 1, layout.zero_point_repeat],
+        "scale_repeat": layout.repeat,
+        "zero_point_repeat": layout.zero_point_repeat,
+        **rows,
     }
 
 
@@ -96,30 +104,23 @@ _NBITS = (
     " block_size: int = @block_size, accuracy_level: int = 0>"
 )
 
+# A stored scale serves `scale_repeat` blocks, a byte of zero points `zero_point_repeat` pairs of blocks.
+# One Gather each: ONNX Runtime keeps every intermediate of its folding until it has loaded the model.
 _COMMON = """
-  first = Constant <value_ints: ints = [0]> ()
-  unit = Constant <value_ints: ints = [1]> ()
-  pair = Constant <value_ints: ints = [2]> ()
-  last = Constant <value_ints: ints = [-1]> ()
-  flat = Constant <value_ints: ints = [0, -1]> ()
-  k_blocks = Shape <start = 1, end = 2> (B)
-  s_times = Constant <value_ints: ints = @scale_repeat> ()
-  s_stored = Unsqueeze (scales, last)
-  s_wide = Expand (s_stored, s_times)
-  s_flat = Reshape (s_wide, flat)
-  s = Slice (s_flat, first, k_blocks, unit)
-  z_times = Constant <value_ints: ints = @zero_point_repeat> ()
+  zero = Constant <value_int: int = 0> ()
+  unit = Constant <value_int: int = 1> ()
+  pair = Constant <value_int: int = 2> ()
+  k_blocks_shape = Shape <start = 1, end = 2> (B)
+  k_blocks = Squeeze (k_blocks_shape)
+  s_times = Constant <value_int: int = @scale_repeat> ()
+  blocks = Range (zero, k_blocks, unit)
+  s_index = Div (blocks, s_times)
+  s = Gather <axis = 1> (scales, s_index)
+  z_times = Constant <value_int: int = @zero_point_repeat> ()
   k_more = Add (k_blocks, unit)
   z_bytes = Div (k_more, pair)
-"""
-
-
-def _repeat_zero_points(source: str, target: str) -> str:
-    return f"""
-  {target}_stored = Unsqueeze ({source}, last)
-  {target}_wide = Expand ({target}_stored, z_times)
-  {target}_flat = Reshape ({target}_wide, flat)
-  {target} = Slice ({target}_flat, first, z_bytes, unit)
+  pairs = Range (zero, z_bytes, unit)
+  z_index = Div (pairs, z_times)
 """
 
 
@@ -153,40 +154,41 @@ _UNPACK = {
   second_half = BitwiseAnd (shifted, m33)
   B4 = Concat <axis = -1> (first_half, second_half)
 """,
-    8: """
-  B_low, B_high = Split <axis = -1, num_outputs = 2> (B)
-  zero_points_low, zero_points_high = Split <axis = -1, num_outputs = 2> (zero_points)
-""",
+    8: "",
 }
 
 
 def _product(bits: int, result: str) -> str:
-    """The MatMulNBits nodes: one for 2 to 4 bits, two (low and high nibbles) for 8."""
+    """One MatMulNBits. With 8 bits it has a row for each half byte, and the halves' results add up."""
+    product = "z = Gather <axis = 1> (zero_points, z_index)\n"
     if bits != 8:
-        codes = "B" if bits == 4 else "B4"
-        return _repeat_zero_points("zero_points", "z") + (
-            f'  {result} = {_NBITS} (A, {codes}, s, z, "", bias)\n'
-        )
-    return (
-        _repeat_zero_points("zero_points_low", "z_low")
-        + _repeat_zero_points("zero_points_high", "z_high")
-        + f"""
-  f16 = Constant <value_float: float = 16.0> ()
-  sixteen = CastLike (f16, s)
-  s_high = Mul (s, sixteen)
-  Y_low = {_NBITS} (A, B_low, s, z_low, "", bias)
-  Y_high = {_NBITS} (A, B_high, s_high, z_high)
+        codes = "B4" if bits in (2, 3) else "B"
+        return f'  {product}  {result} = {_NBITS} (A, {codes}, s, z, "", bias)\n'
+    return f"""
+  {product}
+  sixteen = Constant <value_float: float = 16.0> ()
+  s_float = Cast <to = 1> (s)
+  s_product = Mul (s_float, sixteen)
+  s_high = CastLike (s_product, s)
+  s_both = Concat <axis = 0> (s, s_high)
+  Y_both = {_NBITS.replace("@N", "@stored_rows")} (A, B, s_both, z, "", bias)
+  Y_low, Y_high = Split <axis = -1, num_outputs = 2> (Y_both)
   {result} = Add (Y_low, Y_high)
 """
-    )
 
 
+# Products of constants are float32's: ONNX Runtime's CPU has no Mul of float16 or bfloat16 to fold them
+# with, and 1.20 and 1.24 compute nonsense from float16 scales that are not constant.
 # Cast and Mul fold to float; a DequantizeLinear here would become an int8 product (level 4).
 _BRANCH = """
-  U_cast = CastLike (U, A)
-  U_float = Mul (U_cast, U_scales)
-  V_cast = CastLike (V, A)
-  V_float = Mul (V_cast, V_scales)
+  U_wide = Cast <to = 1> (U)
+  U_scales_wide = Cast <to = 1> (U_scales)
+  U_product = Mul (U_wide, U_scales_wide)
+  U_float = CastLike (U_product, A)
+  V_wide = Cast <to = 1> (V)
+  V_scales_wide = Cast <to = 1> (V_scales)
+  V_product = Mul (V_wide, V_scales_wide)
+  V_float = CastLike (V_product, A)
   T = MatMul (A, U_float)
   L = MatMul (T, V_float)
   Y = Add (Q, L)
@@ -203,7 +205,7 @@ def function_text(operator: Operator, opset: int = 21) -> str:
     lines = "\n".join(line for line in body.splitlines() if line)
     return (
         f'<\n  domain: "{DOMAIN}",\n  opset_import: ["" : {opset}, "{MICROSOFT}" : 1]\n>\n'
-        f"{operator.name} <{', '.join(ATTRIBUTES)}> ({', '.join(operator.inputs)}) => (Y)\n"
+        f"{operator.name} <{', '.join(operator.attributes)}> ({', '.join(operator.inputs)}) => (Y)\n"
         f"{{\n{lines}\n}}\n"
     )
 

@@ -6,6 +6,7 @@ Precedence: command line (or Python arguments), recipe, default.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class Choices:
         return dataclasses.replace(other, **said)
 
 
+EMBEDDING_BITS = (8, 4)
+
 DEFAULTS = Choices(
     scheme="w4a16",
     group_size=128,
@@ -65,6 +68,8 @@ DEFAULTS = Choices(
     exclude=(),
 )
 
+PATTERN_LISTS = ("only", "include", "exclude")
+
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "scheme": (str,),
     "group_size": (int, str),
@@ -76,12 +81,11 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "embedding_bits": (int,),
     "target": (str,),
     "single_file": (bool,),
-    "only": (list, str),
-    "include": (list, str),
-    "exclude": (list, str),
+    **dict.fromkeys(PATTERN_LISTS, (str, list, tuple)),
     "keep_float": (bool,),
     "match": (str,),
 }
+_TYPE_NAMES = {str: "text", int: "a whole number", bool: "true or false", list: "a list of texts"}
 _NODE_KEYS = (
     "match",
     "scheme",
@@ -115,14 +119,23 @@ class Options:
             "include": list(self.policy.include),
             "exclude": list(self.policy.exclude),
             "node": [
-                {
-                    "match": rule.match,
-                    "keep-float": rule.keep_float,
-                    **{key: str(value) for key, value in rule.overrides.items()},
-                }
+                {"match": rule.match, "keep-float": rule.keep_float, **_plain(rule.overrides)}
                 for rule in self.policy.rules
             ],
         }
+
+
+def _plain(overrides: Mapping[str, Any]) -> dict[str, object]:
+    """Fields of `Scheme` as options' values, `scheme_fields` undone."""
+    said = dict(overrides)
+    plain: dict[str, object] = {}
+    if "bits" in said:
+        plain["scheme"] = Scheme(said.pop("bits"), said.pop("activation")).name
+    if "granularity" in said:
+        plain["group-size"] = str(said.pop("granularity"))
+    for key, value in said.items():
+        plain[key.replace("_", "-")] = value.value if isinstance(value, enum.Enum) else value
+    return plain
 
 
 def scheme_fields(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,22 +164,24 @@ def resolve(said: Choices, recipe: Path | None) -> Options:
     Raises:
         UserError: a value is unknown, or the recipe is not what it should be.
     """
+    for key, value in vars(said).items():
+        if value is not None:
+            _check_type(key, value)
+    _options(said.over(DEFAULTS), ())
     in_recipe, rules = (Choices(), ()) if recipe is None else read_recipe(recipe)
-    choices = said.over(in_recipe).over(DEFAULTS)
+    return _options(said.over(in_recipe).over(DEFAULTS), rules)
+
+
+def _options(choices: Choices, rules: tuple[NodeRule, ...]) -> Options:
+    """Options of choices in which nothing that has a default is silent."""
     scheme = Scheme(**scheme_fields(vars(choices)))
     embedding = None
     if choices.embedding_bits is not None:
-        if choices.embedding_bits not in (4, 8):
+        if choices.embedding_bits not in EMBEDDING_BITS:
             raise UserError(f"{choices.embedding_bits} embedding bits", "8 or 4")
         embedding = dataclasses.replace(scheme, bits=choices.embedding_bits, lorc_rank=0)
-    policy = Policy(
-        scheme,
-        choices.only or (),
-        choices.include or (),
-        choices.exclude or (),
-        rules,
-        embedding,
-    )
+    only, include, exclude = (tuple(getattr(choices, key) or ()) for key in PATTERN_LISTS)
+    policy = Policy(scheme, only, include, exclude, rules, embedding)
     target = parse_choice(Target, choices.target or "", "target")
     return Options(policy, target, bool(choices.single_file))
 
@@ -175,44 +190,67 @@ def read_recipe(path: Path) -> tuple[Choices, tuple[NodeRule, ...]]:
     """Read a recipe: TOML with the options' names at the top and `[[node]]` tables.
 
     Raises:
-        UserError: the file is missing, no TOML, or has an unknown key or a value of a wrong type.
+        UserError: the file cannot be read, is no TOML, or has an unknown key or value.
     """
     try:
         with path.open("rb") as file:
             table = tomllib.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file", "a recipe in TOML") from None
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or '').lower()}", "a recipe in TOML") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}", "a recipe in TOML") from None
-    nodes = table.pop("node", [])
-    if not isinstance(nodes, list) or not all(isinstance(node, dict) for node in nodes):
-        raise UserError(f"{path}: `node` is not an array of tables", "[[node]] tables")
-    known = tuple(field.name for field in dataclasses.fields(Choices))
-    top = _checked(path, table, known)
-    for key in ("only", "include", "exclude"):
-        if key in top:
-            top[key] = (top[key],) if isinstance(top[key], str) else tuple(top[key])
-    return Choices(**top), tuple(_rule(path, node) for node in nodes)
+    try:
+        nodes = table.pop("node", [])
+        if not isinstance(nodes, list) or not all(isinstance(node, dict) for node in nodes):
+            raise UserError("`node` is not an array of tables", "[[node]] tables")
+        choices = _choices(table)
+        _options(choices.over(DEFAULTS), ())
+        return choices, tuple(_rule(number, node) for number, node in enumerate(nodes, 1))
+    except UserError as error:
+        raise UserError(f"{path}: {error.found}", error.required, error.remedy) from None
 
 
-def _rule(path: Path, table: dict[str, Any]) -> NodeRule:
-    said = _checked(path, table, _NODE_KEYS)
-    if "match" not in said:
-        raise UserError(f"{path}: a [[node]] table without `match`", 'match = "REGEX"')
-    return NodeRule(said["match"], scheme_fields(said), said.get("keep_float"))
+def _choices(table: dict[str, Any]) -> Choices:
+    """A recipe's top level."""
+    said = _checked(table, tuple(field.name for field in dataclasses.fields(Choices)))
+    for key in PATTERN_LISTS:
+        if key in said:
+            said[key] = (said[key],) if isinstance(said[key], str) else tuple(said[key])
+    return Choices(**said)
 
 
-def _checked(path: Path, table: dict[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
+def _rule(number: int, table: dict[str, Any]) -> NodeRule:
+    """The `number`th [[node]] table of a recipe."""
+    where = f"[[node]] table {number}"
+    try:
+        said = _checked(table, _NODE_KEYS)
+        if "match" not in said:
+            raise UserError("it has no `match`", 'match = "REGEX"')
+        overrides = scheme_fields(said)
+        Scheme(**overrides)  # is checked when made
+    except UserError as error:
+        raise UserError(f"{where}: {error.found}", error.required, error.remedy) from None
+    return NodeRule(said["match"], overrides, said.get("keep_float"))
+
+
+def _checked(table: dict[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
     """The table with its keys as identifiers."""
     said = {}
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in known:
             names = ", ".join(field.replace("_", "-") for field in known)
-            raise UserError(f"{path}: unknown key {key!r}", f"one of {names}")
-        wrong_bool = isinstance(value, bool) and bool not in _TYPES[name]
-        if wrong_bool or not isinstance(value, _TYPES[name]):
-            kinds = " or ".join(kind.__name__ for kind in _TYPES[name])
-            raise UserError(f"{path}: {key} = {value!r}", f"a value of type {kinds}")
+            raise UserError(f"unknown key {key!r}", f"one of {names}")
+        _check_type(name, value)
         said[name] = value
     return said
+
+
+def _check_type(name: str, value: object) -> None:
+    kinds = _TYPES[name]
+    fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if isinstance(value, list | tuple):
+        fits = fits and all(isinstance(item, str) for item in value)
+    if not fits:
+        names = " or ".join(_TYPE_NAMES[kind] for kind in kinds if kind in _TYPE_NAMES)
+        raise UserError(f"{name.replace('_', '-')} is {value!r}", names)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -13,36 +11,34 @@ from pathlib import Path
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from zq2onnx import __version__
 from zq2onnx.errors import CheckFailed, UserError
 from zq2onnx.finish import copy_unchanged, finish, least_ir_version
-from zq2onnx.loading import Source, load
+from zq2onnx.identity import journal_header, stamp
+from zq2onnx.loading import load, naming
 from zq2onnx.options import Choices, Options, resolve
 from zq2onnx.passes.add_low_rank import AddLowRankPass
 from zq2onnx.passes.drop_low_rank import DropLowRankPass
 from zq2onnx.passes.dump import dump
+from zq2onnx.passes.insert_embedding_qdq import InsertEmbeddingQdqPass
 from zq2onnx.passes.insert_qdq import InsertQdqPass
+from zq2onnx.passes.lower_embeddings import LowerEmbeddingsPass
 from zq2onnx.passes.lower_portable import LowerToPortablePass
 from zq2onnx.passes.narrow_codes import NarrowCodesPass
-from zq2onnx.passes.quantize_embeddings import (
-    InsertEmbeddingQdqPass,
-    LowerEmbeddingsPass,
-    UnpackEmbeddingsPass,
-)
-from zq2onnx.passes.raise_opset import BODY_OPSET, INT2_OPSET, QDQ_OPSET, NormalizePass, RaiseOpsetPass
+from zq2onnx.passes.normalize import NormalizePass
+from zq2onnx.passes.raise_opset import BODY_OPSET, INT2_OPSET, QDQ_OPSET, RaiseOpsetPass
 from zq2onnx.passes.select_nodes import Selection, select_nodes
+from zq2onnx.passes.unpack_embeddings import UnpackEmbeddingsPass
+from zq2onnx.placement import plan_output
 from zq2onnx.report import Report
 from zq2onnx.runtime.providers import require_onnxruntime
 from zq2onnx.scheme import CheckMode, Target, parse_choice
-from zq2onnx.storage.companions import copy_companions
+from zq2onnx.storage.companions import check_companions, copy_companions
+from zq2onnx.storage.failures import keeping_the_journal
 from zq2onnx.storage.journal import Journal
-from zq2onnx.storage.output import OutputFiles, no_space_is_told
-from zq2onnx.stream import Plan, Progress, Writer, Written, plan_output
+from zq2onnx.storage.output import OutputFiles, check_side_files
+from zq2onnx.stream import Progress, Writer
 from zq2onnx.summary import fill_nodes, fill_sizes, peak_rss_bytes, requirements
 from zq2onnx.verify import check as check_model
-
-SINGLE_FILE_LIMIT = 2_000_000_000
-"""A protobuf message holds less than 2 GiB."""
 
 
 def convert(
@@ -109,42 +105,59 @@ def convert(
     mode = parse_choice(CheckMode, check, "check")
     if mode is not CheckMode.NONE:
         require_onnxruntime()
+    workers = default_jobs() if jobs is None else jobs
+    if workers < 1:
+        raise UserError(f"{workers} jobs", "1 or more")
     source = load(Path(model))
     path = default_output(source.path, options) if output is None else Path(output)
     files = OutputFiles(path, options.single_file)
-    files.check(source.files, force)
+    journal = Journal(files.journal, journal_header(source, options))
+    resumed = resume and journal.resume()
+    files.check(source.files, force or (resumed and journal.wrote(path)))
+    check_companions(source.path.parent, path.parent, force=force)
+    dumps = Dumps(None if dump_passes is None else Path(dump_passes))
+    report_path = None if report is None else Path(report)
+    check_side_files(report_path, dumps.folder, [*source.files, *files.final, *files.unfinished])
 
     graph = source.model
-    dumps = Dumps(None if dump_passes is None else Path(dump_passes))
-    prepare = [NormalizePass(), raise_opset(options)]
-    dumps.run(prepare, graph)
-    selection = select_nodes(graph, options.policy)
-    result = Report(scheme=options.describe(), target=options.target.value, requires=requirements(graph))
-    result.output = str(path)
+    result = Report(options.describe(), requirements(graph), str(path), options.target.value)
     result.bytes_before = source.nbytes
-    result.warnings += selection.warnings + prepare[-1].warnings
+    raising = raise_opset(options)
+    with naming(source.path):
+        dumps.run([NormalizePass(), raising], graph)
+        selection = select_nodes(graph, options.policy)
+    result.nodes = selection.reports
     if selection.chosen:
-        dumps.run(passes_for(options, selection, graph), graph)
+        result.warnings += [*selection.warnings, *raising.warnings]
+        with naming(source.path):
+            dumps.run(passes_for(options, selection, graph), graph)
         plan = plan_output(graph)
-        written = write_weights(plan, source, options, files, jobs or default_jobs(), resume, progress)
-        DropLowRankPass({weight for weight, facts in written.facts.items() if facts.dropped})(graph)
-        graph.ir_version = least_ir_version(graph)
-        graph.metadata_props.update(stamp(source, options, written))
+        files.check_size(plan.data.size + plan.factors.size)
+        with keeping_the_journal(files, journal):
+            files.reserve(plan.data.size, plan.factors.size, keep=resumed)
+            journal.open()
+            with naming(source.path):
+                written = Writer(plan, files, journal, progress or _silent).run(workers)
+            DropLowRankPass({weight for weight, facts in written.facts.items() if facts.dropped})(graph)
+            graph.ir_version = least_ir_version(graph)
+            graph.metadata_props.update(stamp(source, options, written))
+            finish(graph, plan, files, journal)
         result.requires = requirements(graph)
         fill_nodes(result, selection, written.facts)
         fill_sizes(result, plan, written.facts)
         result.reused_weights = written.reused
-        finish(graph, plan, files)
+        result.bytes_after = files.nbytes
     else:
-        result.nodes = selection.reports
         copy_unchanged(source, files, force)
+        result.bytes_after = source.nbytes
     copy_companions(source.path.parent, path.parent, force=force)
-    result.bytes_after = files.nbytes
     failure = verify(path, result, mode)
     result.seconds = time.monotonic() - started
     result.peak_rss_bytes = peak_rss_bytes()
-    if report is not None:
-        result.save(Path(report))
+    if report_path is not None:
+        report_path.parent.mkdir(exist_ok=True)
+        result.save(report_path)
+    files.discard()
     if failure is not None:
         raise failure
     return result
@@ -188,61 +201,6 @@ class Dumps:
                 self.folder.mkdir(exist_ok=True)
                 dump(model, self.folder, self.count, type(step).__name__)
             self.count += 1
-
-
-def write_weights(
-    plan: Plan,
-    source: Source,
-    options: Options,
-    files: OutputFiles,
-    jobs: int,
-    resume: bool,
-    progress: Progress | None,
-) -> Written:
-    """Compute and write every planned tensor beside the output; a kill leaves a journal to resume from."""
-    if files.single_file and plan.data.size + plan.factors.size > SINGLE_FILE_LIMIT:
-        raise UserError(
-            f"the weights take {plan.data.size / 1e6:.0f} MB",
-            f"less than {SINGLE_FILE_LIMIT / 1e6:.0f} MB in a single file",
-            "leave out --single-file",
-        )
-    journal = Journal(files.journal, journal_header(source, options))
-    resumed = resume and journal.resume()
-    try:
-        with no_space_is_told(files.model.parent):
-            files.reserve(plan.data.size, plan.factors.size, keep=resumed)
-            journal.open()
-            return Writer(plan, files, journal, progress or _silent).run(jobs)
-    except UserError:
-        journal.close()
-        files.discard()
-        raise
-    finally:
-        journal.close()
-
-
-def journal_header(source: Source, options: Options) -> dict[str, object]:
-    """What must be the same for a journal to be resumed: version, input and options."""
-    stats = [(path.name, path.stat()) for path in source.data]
-    return {
-        "zq2onnx": __version__,
-        "input": source.digest,
-        "data": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-        "options": options.describe(),
-    }
-
-
-def stamp(source: Source, options: Options, written: Written) -> dict[str, str]:
-    """The model's metadata: version, options and the input's fingerprint. No time, path or host."""
-    fingerprint = hashlib.sha256(source.digest.encode())
-    for name, digest in sorted(written.sources.items()):
-        fingerprint.update(f"{name}\0{digest}\n".encode())
-    return {
-        "zq2onnx.version": __version__,
-        "zq2onnx.scheme": options.policy.scheme.name,
-        "zq2onnx.options": json.dumps(options.describe()),
-        "zq2onnx.input": f"sha256:{fingerprint.hexdigest()}",
-    }
 
 
 def verify(path: Path, report: Report, mode: CheckMode) -> CheckFailed | None:

@@ -1,4 +1,4 @@
-"""Write a planned model's weights: the place of each first, then the bytes, in any order."""
+"""Compute a planned model's weights and write each at its place, in any order."""
 
 from __future__ import annotations
 
@@ -6,68 +6,23 @@ import dataclasses
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import onnx_ir as ir
 import threadpoolctl
 
 from zq2onnx.compute import Facts, compute_weight
 from zq2onnx.passes.planned import FACTORS, PlannedTensor, QuantizedWeight
+from zq2onnx.placement import Compute, Copy, Plan
 from zq2onnx.storage import mapped
 from zq2onnx.storage.journal import Entry, Journal
 from zq2onnx.storage.output import OutputFiles, write_region
-from zq2onnx.storage.plan import Region, Section
-
-INLINE_LIMIT = 1024
-"""Tensors below this many bytes stay in the model file, as ONNX's own tools do."""
+from zq2onnx.storage.plan import Region
 
 Progress = Callable[[int, int], None]
 """Called with the number of weights done since the last call, and the number of all."""
-
-
-@dataclass(frozen=True, eq=False)
-class Copy:
-    """A tensor that stays as it is."""
-
-    name: str
-    tensor: ir.TensorProtocol
-
-
-@dataclass(frozen=True, eq=False)
-class Compute:
-    """A weight to quantize, and the tensors of it that the model names."""
-
-    weight: QuantizedWeight
-    parts: list[PlannedTensor] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """Name under which the journal knows it."""
-        return self.weight.name
-
-
-@dataclass
-class Plan:
-    """Every output tensor's place and the tasks that fill them.
-
-    Attributes:
-        data: regions of the data file.
-        factors: regions of the low-rank factors, which follow the data once it is known which stay.
-        places: initializers and the region's name of each.
-    """
-
-    data: Section = field(default_factory=Section)
-    factors: Section = field(default_factory=Section)
-    places: list[tuple[ir.Value, str]] = field(default_factory=list)
-    tasks: list[Copy | Compute] = field(default_factory=list)
-
-    @property
-    def parameters(self) -> int:
-        """Number of float values that the tasks read."""
-        return sum(_parameters(task) for task in self.tasks)
 
 
 @dataclass(frozen=True)
@@ -83,64 +38,6 @@ class Written:
     facts: dict[QuantizedWeight, Facts]
     sources: dict[str, str]
     reused: int
-
-
-def graphs(model: ir.Model) -> Iterator[ir.Graph]:
-    """The main graph and every subgraph."""
-    yield model.graph
-    yield from model.graph.subgraphs()
-
-
-def plan_output(model: ir.Model) -> Plan:
-    """Place every tensor that is planned or large. Bytes that two names share are placed once."""
-    plan = Plan()
-    weights: dict[QuantizedWeight, Compute] = {}
-    copies: dict[tuple[object, ...], str] = {}
-    for graph in graphs(model):
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, PlannedTensor):
-                _plan_weight(plan, weights, value, tensor)
-            elif tensor is not None and tensor.dtype != ir.DataType.STRING:
-                if isinstance(tensor, ir.ExternalTensor) or tensor.nbytes >= INLINE_LIMIT:
-                    _plan_copy(plan, copies, value, tensor)
-    return plan
-
-
-def _plan_weight(
-    plan: Plan, weights: dict[QuantizedWeight, Compute], value: ir.Value, tensor: PlannedTensor
-) -> None:
-    task = weights.get(tensor.weight)
-    if task is None:
-        task = weights[tensor.weight] = Compute(tensor.weight)
-        plan.tasks.append(task)
-    task.parts.append(tensor)
-    assert tensor.name is not None
-    section = plan.factors if tensor.part in FACTORS else plan.data
-    section.place(tensor.name, tensor.nbytes)
-    plan.places.append((value, tensor.name))
-
-
-def _plan_copy(
-    plan: Plan, copies: dict[tuple[object, ...], str], value: ir.Value, tensor: ir.TensorProtocol
-) -> None:
-    key: tuple[object, ...] = (id(tensor),)
-    if isinstance(tensor, ir.ExternalTensor):
-        key = mapped.external_region(tensor)
-    if key not in copies:
-        name = value.name or f"tensor_{len(plan.tasks)}"
-        while name in plan.data.regions:
-            name += "_"
-        copies[key] = name
-        plan.data.place(name, tensor.nbytes)
-        plan.tasks.append(Copy(name, tensor))
-    plan.places.append((value, copies[key]))
-
-
-def _parameters(task: Copy | Compute) -> int:
-    if isinstance(task, Copy):
-        return int(task.tensor.size)
-    return task.weight.view.k * task.weight.view.n
 
 
 class Writer:
@@ -187,7 +84,7 @@ class Writer:
             entry = self._copy(task, data) if isinstance(task, Copy) else self._compute(task, data, factors)
             self.journal.record(entry)
         with self._lock:
-            self.progress(_parameters(task), self.total)
+            self.progress(task.parameters, self.total)
 
     def _copy(self, task: Copy, descriptor: int) -> Entry:
         region = self.plan.data.regions[task.name]
@@ -200,8 +97,8 @@ class Writer:
         return Entry(task.name, content.hexdigest(), content.hexdigest(), {})
 
     def _compute(self, task: Compute, data: int, factors: int) -> Entry:
-        source = mapped.tensor_digest(task.weight.view.tensor)
-        contents, facts = compute_weight(task.weight, task.parts)
+        source = mapped.tensor_digest(task.source)
+        contents, facts = compute_weight(task.weight, task.parts, task.node)
         output = hashlib.sha256()
         for part, content in zip(task.parts, contents, strict=True):
             if facts.dropped and part.part in FACTORS:
@@ -218,9 +115,9 @@ class Writer:
         return data, self.plan.data.regions[part.name]
 
     def _done_before(self, task: Copy | Compute, data: int, factors: int) -> bool:
-        """Whether an interrupted run left this task's bytes, whole."""
+        """Whether an interrupted run left this task's bytes, whole, and computed from today's input."""
         entry = self.journal.entries.get(task.name)
-        if entry is None:
+        if entry is None or entry.source != mapped.tensor_digest(task.source):
             return False
         output = hashlib.sha256()
         if isinstance(task, Copy):

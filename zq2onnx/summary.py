@@ -10,8 +10,8 @@ import onnx_ir as ir
 from zq2onnx.compute import Facts
 from zq2onnx.passes.planned import FACTORS, Form, PlannedTensor, QuantizedWeight
 from zq2onnx.passes.select_nodes import Selection
+from zq2onnx.placement import Compute, Plan
 from zq2onnx.report import Report, Requirements, Status
-from zq2onnx.stream import Compute, Plan
 
 OLDEST_RUNTIME = "1.20"
 RUNTIME_BY_OPSET = {21: "1.20", 22: "1.22", 23: "1.23", 24: "1.24", 25: "1.24"}
@@ -20,7 +20,7 @@ RUNTIME_OF_BYTE_GATHER = "1.23"
 """The oldest that knows GatherBlockQuantized's `bits`."""
 RUNTIME_OF_INT2 = "1.27"
 """The oldest tried that runs 2-bit DequantizeLinear."""
-LOAD_BYTES_PER_WEIGHT = {8: 1.1, 4: 0.5, 3: 2.3, 2: 1.2}
+LOAD_BYTES_PER_WEIGHT = {8: 1.2, 4: 0.6, 3: 2.5, 2: 1.4}
 """Peak memory of stock ONNX Runtime's constant folding, measured (benchmarks/bodies.py)."""
 QDQ_SESSION_CONFIG = {"session.qdq_matmulnbits_accuracy_level": "0"}
 
@@ -31,7 +31,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 def requirements(model: ir.Model) -> Requirements:
     """The least that runs the model, from its opset, operators and types."""
-    opset = model.opset_imports[""]
+    opset = model.opset_imports.get("", 0)
     nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
     tensors = [value.const_value for value in model.graph.initializers.values()]
     types = {tensor.dtype for tensor in tensors if tensor is not None}
@@ -55,7 +55,6 @@ def requirements(model: ir.Model) -> Requirements:
 
 def fill_nodes(report: Report, selection: Selection, facts: Mapping[QuantizedWeight, Facts]) -> None:
     """Copy what became of each weight into its nodes' reports."""
-    report.nodes = selection.reports
     for node in report.nodes:
         weight = selection.weights.get(node.name)
         if node.status is not Status.QUANTIZED or weight is None:

@@ -29,7 +29,7 @@ def test_portable_needs_no_session_key(tmp_path: Path) -> None:
     path = save(portable_model({name: name for name in OPERATORS}), tmp_path / "m.onnx")
     optimized = optimized_graph(path)
     assert violations(optimized) == []
-    assert sum(node.op_type == "MatMulNBits" for node in optimized.graph.node) == len(OPERATORS) + 2
+    assert sum(node.op_type == "MatMulNBits" for node in optimized.graph.node) == len(OPERATORS)
 
 
 def test_large_weights_stay_out_of_the_graph_read_back(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from zq2onnx.cli import console
-from zq2onnx.report import NodeReport, Report
+from zq2onnx.cli.outcome import print_report
 from zq2onnx.scheme import GROUP_SIZES, SCHEME_NAMES
 
 QUANTIZATION = "Quantization"
@@ -187,6 +188,11 @@ def convert(
     (pip install "zq2onnx[cpu]" or "zq2onnx[gpu]"). lm_head and embeddings stay float by default.
 
     Peak memory is a few weights, not the model. Ctrl-C keeps what was done for --resume.
+
+    \b
+    zq2onnx convert model.onnx
+    zq2onnx convert model.onnx -o small/model.onnx --scheme w3a16 --group-size 64 --include lm_head
+    zq2onnx convert model.onnx --recipe mixed.toml --target qdq --check full --report report.json
     """
     from zq2onnx import pipeline
 
@@ -218,7 +224,7 @@ def convert(
             progress=bar,
         )
     if not quiet:
-        _print(result)
+        print_report(result)
 
 
 class _Bar:
@@ -227,7 +233,7 @@ class _Bar:
     def __init__(self, stack: contextlib.ExitStack, quiet: bool) -> None:
         self.stack = stack
         self.quiet = quiet
-        self.advance = None
+        self.advance: Callable[[float], None] | None = None
 
     def __call__(self, done: int, total: int) -> None:
         if self.advance is None:
@@ -235,51 +241,3 @@ class _Bar:
                 console.progress("quantizing", total, quiet=self.quiet, unit="params")
             )
         self.advance(done)
-
-
-def _print(report: Report) -> None:
-    """The conversion in a few lines."""
-    for warning in report.warnings:
-        console.stderr.print(f"warning: {warning}")
-    quantized = report.quantized
-    if not quantized:
-        console.stdout.print(f"{report.output}: nothing to quantize, the input was written unchanged")
-        return
-    ratio = report.bytes_before / report.bytes_after
-    console.stdout.print(
-        f"{report.output}: {report.bytes_before / 1e6:.1f} MB -> {report.bytes_after / 1e6:.1f} MB"
-        f" ({ratio:.2f}x), {report.effective_bits:.2f} bits a weight"
-    )
-    console.stdout.print(
-        f"quantized {len(quantized)} nodes: weight error {_mean_error(quantized)}; left float: {_reasons(report)}"
-    )
-    console.stdout.print(
-        f"needs onnxruntime >= {report.requires.onnxruntime}; {report.seconds:.1f} s,"
-        f" peak memory {report.peak_rss_bytes / 1e6:.0f} MB"
-    )
-    if report.reused_weights:
-        console.stdout.print(f"{report.reused_weights} weights were taken over from the interrupted run")
-    if report.check is not None:
-        console.stdout.print(
-            f"checked {report.check.nodes_checked} nodes in ONNX Runtime against the oracle:"
-            f" largest error {report.check.worst_error:.1e} ({report.check.worst_node})"
-        )
-        for note in report.check.notes:
-            console.stdout.print(f"note: {note}")
-
-
-def _mean_error(nodes: list[NodeReport]) -> str:
-    known = [node for node in nodes if node.weight_error is not None]
-    if not known:
-        return "unknown"
-    mean = sum(node.weight_error or 0.0 for node in known) / len(known)
-    plain = sum(node.weight_error_without_lorc or 0.0 for node in known) / len(known)
-    return f"{mean:.4f}" if mean == plain else f"{mean:.4f} (without low-rank branch {plain:.4f})"
-
-
-def _reasons(report: Report) -> str:
-    """How many nodes stayed float, by reason."""
-    counts: dict[str, int] = {}
-    for node in report.skipped:
-        counts[node.reason] = counts.get(node.reason, 0) + 1
-    return "; ".join(f"{count} ({reason})" for reason, count in counts.items()) or "none"

@@ -32,11 +32,11 @@ def pack_codes(codes: UInt8Array, layout: PackedLayout) -> UInt8Array:
     rows = max(1, PIECE // width)
     for first in range(0, layout.n, rows):
         piece = codes[first : first + rows]
-        target = packed[first : first + rows]
+        target = packed[: layout.n][first : first + rows]
         if layout.bits == 8:
-            half = layout.block_size // 2
-            target[..., :half] = _nibbles(piece & np.uint8(15), width).reshape(*target.shape[:2], half)
-            target[..., half:] = _nibbles(piece >> np.uint8(4), width).reshape(*target.shape[:2], half)
+            target[...] = _nibbles(piece & np.uint8(15), width).reshape(target.shape)
+            high = packed[layout.n :][first : first + rows]
+            high[...] = _nibbles(piece >> np.uint8(4), width).reshape(target.shape)
         else:
             nibbles = _nibbles(piece, width).reshape(*target.shape[:2], layout.block_size // 2)
             join_planes(nibbles, layout.bits, target)
@@ -46,7 +46,7 @@ def pack_codes(codes: UInt8Array, layout: PackedLayout) -> UInt8Array:
 def unpack_codes(packed: UInt8Array, layout: PackedLayout) -> UInt8Array:
     """Codes `[N, K]` of a packed weight: the inverse of `pack_codes`."""
     if layout.bits == 8:
-        low, high = np.split(packed, 2, axis=-1)
+        low, high = np.split(packed, 2)
         codes = _split_nibbles(low) | _split_nibbles(high) << np.uint8(4)
     else:
         codes = _split_nibbles(split_planes(packed, layout.bits))
@@ -57,18 +57,18 @@ def pack_zero_points(zero_points: UInt8Array, layout: PackedLayout) -> UInt8Arra
     """Pack zero points `[N, G]` as the operator reads them, `layout.zero_points_shape`.
 
     Two groups share a byte, low nibble first; where the operator repeats a group over several blocks,
-    a byte holds the group's nibble twice. 8 bits: the bytes of the low nibbles, then those of the high.
+    a byte holds the group's nibble twice. 8 bits: N rows of low nibbles, then N of high.
     """
     if layout.bits == 8:
         halves = zero_points & np.uint8(15), zero_points >> np.uint8(4)
-        return np.concatenate([_zero_point_bytes(half, layout) for half in halves], axis=1)
+        return np.concatenate([_zero_point_bytes(half, layout) for half in halves])
     return _zero_point_bytes(zero_points, layout)
 
 
 def unpack_zero_points(packed: UInt8Array, layout: PackedLayout) -> UInt8Array:
     """Zero points `[N, G]`: the inverse of `pack_zero_points`."""
     if layout.bits == 8:
-        low, high = (_zero_point_nibbles(half, layout) for half in np.split(packed, 2, axis=1))
+        low, high = (_zero_point_nibbles(half, layout) for half in np.split(packed, 2))
         return low | high << np.uint8(4)
     return _zero_point_nibbles(packed, layout)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from zq2onnx.storage.mapped import file_digest
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class Entry:
     facts: dict[str, Any]
 
 
+_FIELDS = {"name": str, "source": str, "output": str, "facts": dict}
+
+
 class Journal:
     """An append-only file beside the output; its first line says what it is a journal of.
 
@@ -37,22 +43,28 @@ class Journal:
         self.path = path
         self.header = header
         self.entries: dict[str, Entry] = {}
+        self._model = ""
         self._file: IO[str] | None = None
         self._lock = threading.Lock()
 
     def resume(self) -> bool:
         """Take over the entries of an earlier run of the same header; False if there is none."""
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = self.path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError):
             return False
-        records = [record for line in lines if (record := _parse(line)) is not None]
-        if not records or records[0] != json.loads(json.dumps(self.header)):
+        if _parse(lines[0]) != json.loads(json.dumps(self.header)):
             return False
-        for record in records[1:]:
-            if set(record) == {"name", "source", "output", "facts"}:
-                self.entries[record["name"]] = Entry(**record)
+        for record in map(_parse, lines[1:]):
+            if record.keys() == {"model"}:
+                self._model = str(record["model"])
+            elif all(isinstance(record.get(key), kind) for key, kind in _FIELDS.items()):
+                self.entries[record["name"]] = Entry(*(record[key] for key in _FIELDS))
         return True
+
+    def wrote(self, model: Path) -> bool:
+        """Whether the run that was taken over had published `model`, and it is still that."""
+        return bool(self._model) and model.is_file() and file_digest(model) == self._model
 
     def open(self) -> None:
         """Start the file anew with the header and the entries taken over."""
@@ -65,11 +77,18 @@ class Journal:
 
     def record(self, entry: Entry) -> None:
         """Append a finished weight."""
-        assert self._file is not None
         with self._lock:
             self.entries[entry.name] = entry
-            self._file.write(json.dumps(vars(entry)) + "\n")
-            self._file.flush()
+            self._append(vars(entry))
+
+    def record_model(self, content: bytes) -> None:
+        """Append what the model file is about to be."""
+        self._append({"model": hashlib.sha256(content).hexdigest()})
+
+    def _append(self, record: dict[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
 
     def close(self) -> None:
         """Close the file; it stays."""
@@ -78,9 +97,10 @@ class Journal:
             self._file = None
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: str) -> dict[str, Any]:
+    """A line's record; empty where it is torn."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError:
-        return None
-    return record if isinstance(record, dict) else None
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -94,7 +94,7 @@ def check_external_data(model_path: Path, tensors: Iterable[ir.ExternalTensor]) 
                     "copy it there",
                 )
             sizes[path] = path.stat().st_size
-        if length != tensor.nbytes or offset + length > sizes[path]:
+        if offset < 0 or length != tensor.nbytes or offset + length > sizes[path]:
             raise UserError(
                 f"{path}: {sizes[path]} bytes, {tensor.name} needs {tensor.nbytes} at {offset}"
                 f" (its entry says {length})",

@@ -6,26 +6,33 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from zq2onnx.errors import UserError
 from zq2onnx.storage.mapped import CHUNK
-from zq2onnx.storage.plan import Region
+from zq2onnx.storage.plan import PAGE, Region
+
+SINGLE_FILE_LIMIT = 2_000_000_000
+"""A protobuf message holds less than 2 GiB."""
+
+_NO_ALLOCATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
-@dataclass(frozen=True)
+@dataclass
 class OutputFiles:
     """Paths of a conversion's output.
 
     Attributes:
         model: final path of the model file.
         single_file: whether the model file is to hold the weights too.
+        made_folder: whether this conversion made the folder of `model`.
     """
 
     model: Path
     single_file: bool = False
+    made_folder: bool = False
 
     @property
     def data(self) -> Path:
@@ -53,66 +60,112 @@ class OutputFiles:
         return self.model.with_name(self.model.name + ".journal")
 
     @property
+    def final(self) -> list[Path]:
+        """What the output consists of in the end."""
+        return [self.model] if self.single_file else [self.model, self.data]
+
+    @property
+    def unfinished(self) -> list[Path]:
+        """What is there only while a conversion is under way or interrupted, the journal last."""
+        partial = [self.partial_model, self.partial_data, self.partial_factors]
+        return [*partial, self.journal.with_name(self.journal.name + ".new"), self.journal]
+
+    @property
     def nbytes(self) -> int:
         """Size of the finished output."""
-        return sum(path.stat().st_size for path in (self.model, self.data) if path.exists())
+        return sum(path.stat().st_size for path in self.final)
 
     def check(self, inputs: list[Path], force: bool) -> None:
-        """Make sure that writing here is wanted and possible; makes the last folder.
+        """Make sure that writing here is wanted and possible; writes nothing.
 
         Raises:
-            UserError: an output path is one of the inputs, exists, or has no parent folder.
+            UserError: a path that would be written is one of the inputs, the output exists, or its
+                folder cannot be made or written to.
         """
-        targets = [self.model] if self.single_file else [self.model, self.data]
-        sources = {path.resolve() for path in inputs}
-        for target in targets:
-            if target.resolve() in sources:
-                raise UserError(
-                    f"{target} is the input, or its data", "another output path", "choose one with -o"
-                )
+        for target in (*self.final, *self.unfinished):
+            if any(_same(target, path) for path in inputs):
+                raise UserError(f"{target} is the input, or its data", "another output", "choose one with -o")
+        for target in self.final:
             if target.is_dir():
                 raise UserError(f"{target} is a folder", "a file name", "add the file's name to -o")
+            # Killed between the renames of data and model: what stands there is this journal's.
             interrupted = target == self.data and self.journal.exists() and not self.model.exists()
-            if target.exists() and not force and not interrupted:
+            if os.path.lexists(target) and not force and not interrupted:
                 raise UserError(f"{target} exists", "a new path", "choose another with -o, or add --force")
-        folder = self.model.parent
-        if not folder.parent.is_dir():
-            raise UserError(f"{folder.parent} is no folder", "an existing one", "create it first")
-        folder.mkdir(exist_ok=True)
+        check_folder(self.model)
+
+    def check_size(self, weights: int) -> None:
+        """Make sure that the weights, in bytes, fit in the model file if they are to be there.
+
+        Raises:
+            UserError: they do not.
+        """
+        if self.single_file and weights > SINGLE_FILE_LIMIT:
+            raise UserError(
+                f"{self.model}: the weights take {weights / 1e6:.0f} MB",
+                f"less than {SINGLE_FILE_LIMIT / 1e6:.0f} MB in a single file",
+                "leave out --single-file",
+            )
+
+    def make_folder(self) -> None:
+        """Make the output's folder where it is missing."""
+        if not self.model.parent.is_dir():
+            self.model.parent.mkdir()
+            self.made_folder = True
 
     def reserve(self, data_size: int, factors_size: int, keep: bool) -> None:
         """Take the room that the output needs, before anything is computed.
 
+        Args:
+            data_size: bytes of the data file before the factors follow.
+            factors_size: bytes of all factors.
+            keep: leave in the partial files what an interrupted run wrote.
+
         Raises:
             UserError: the file system has not enough of it.
         """
-        present = self.partial_data.stat().st_size if keep and self.partial_data.exists() else 0
-        needed = data_size + 2 * factors_size - present
+        self.make_folder()
+        if keep:
+            self._take_back()
+        sizes = {self.partial_data: data_size + factors_size + PAGE, self.partial_factors: factors_size}
+        taken = sum(path.stat().st_blocks * 512 for path in sizes if path.exists())
         free = shutil.disk_usage(self.model.parent).free
-        if needed > free:
+        if sum(sizes.values()) > free + taken:
             raise UserError(
                 f"{self.model.parent}: {free / 1e6:.0f} MB free",
-                f"{needed / 1e6:.0f} MB for the output",
+                f"{(sum(sizes.values()) - taken) / 1e6:.0f} MB for the output",
                 "free some room or choose another folder with -o",
             )
-        for path, size in ((self.partial_data, data_size), (self.partial_factors, factors_size)):
+        for path, size in sizes.items():
             with path.open("r+b" if keep and path.exists() else "wb") as file:
-                file.truncate(size)
+                # Behind the data may lie factors of the interrupted run: gaps must hold zeros again.
+                file.truncate(data_size if path == self.partial_data else factors_size)
+                _allocate(file.fileno(), size)
+
+    def _take_back(self) -> None:
+        """Undo what a kill while publishing left: the data under its final name, the model or not."""
+        if not self.single_file and self.data.exists() and not self.partial_data.exists():
+            self.model.unlink(missing_ok=True)
+            self.data.replace(self.partial_data)
 
     def append_factors(self, data_size: int, moves: list[tuple[Region, Region]]) -> None:
         """Copy the factors that stay behind the data, `(from, to)` each; safe to repeat."""
+        end = max([data_size, *(new.offset + new.length for _, new in moves)])
         with self.partial_factors.open("rb") as source, self.partial_data.open("r+b") as target:
-            target.truncate(data_size)
             for old, new in moves:
                 for start in range(0, old.length, CHUNK):
                     size = min(CHUNK, old.length - start)
                     target.seek(new.offset + start)
                     target.write(os.pread(source.fileno(), size, old.offset + start))
+            target.truncate(end)
             target.flush()
             os.fsync(target.fileno())
 
     def publish(self, model_bytes: bytes) -> None:
-        """Give the files their final names: data before model, an old model away before either."""
+        """Give the files their final names: data before model, an old model away before either.
+
+        Journal and factors stay until `discard`: a run that is killed after this can be resumed too.
+        """
         with self.partial_model.open("wb") as file:
             file.write(model_bytes)
             file.flush()
@@ -121,14 +174,46 @@ class OutputFiles:
             self.model.unlink(missing_ok=True)
             self.partial_data.replace(self.data)
         self.partial_model.replace(self.model)
-        self.partial_data.unlink(missing_ok=True)
-        self.partial_factors.unlink(missing_ok=True)
-        self.journal.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove everything unfinished."""
-        for path in (self.partial_model, self.partial_data, self.partial_factors, self.journal):
+        """Remove everything unfinished, and the folder if that leaves it as this run made it: empty."""
+        for path in self.unfinished:
             path.unlink(missing_ok=True)
+        if self.made_folder:
+            with contextlib.suppress(OSError):  # the output is there, or somebody's file
+                self.model.parent.rmdir()
+
+
+def check_folder(file: Path) -> None:
+    """Make sure that `file` can be made: its folder is writable, or can be made in one that is.
+
+    Raises:
+        UserError: it cannot.
+    """
+    folder = file.parent
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{file}: {folder} is no folder", "a folder", "choose another path")
+    existing = folder if folder.is_dir() else folder.parent
+    if not existing.is_dir():
+        raise UserError(f"{file}: there is no folder {existing}", "an existing one", f"mkdir -p {existing}")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{file}: {existing} is not writable", "a writable folder", "choose another path")
+
+
+def check_side_files(report: Path | None, dumps: Path | None, taken: Sequence[Path]) -> None:
+    """Make sure, before any work, that report and dumps can be written, and over nothing of the model's.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if report is not None:
+        if report.is_dir():
+            raise UserError(f"the report {report} is a folder", "a file name")
+        if any(_same(report, path) for path in taken):
+            raise UserError(f"the report {report} is a file of the model", "another path for --report")
+        check_folder(report)
+    if dumps is not None:
+        check_folder(dumps / "dump")
 
 
 def write_region(descriptor: int, region: Region, content: memoryview) -> None:
@@ -140,16 +225,19 @@ def write_region(descriptor: int, region: Region, content: memoryview) -> None:
         written += os.pwrite(descriptor, content[written : written + CHUNK], region.offset + written)
 
 
-@contextlib.contextmanager
-def no_space_is_told(folder: Path) -> Iterator[None]:
-    """Turn a full disk into a line that says so."""
+def _same(path: Path, other: Path) -> bool:
+    """Whether two paths are one file, or would be."""
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return path.resolve() == other.resolve()
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Take blocks for a file, where the system can: a full disk shows now, not after hours."""
+    if size == 0 or not hasattr(os, "posix_fallocate"):
+        return
     try:
-        yield
+        os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in _NO_ALLOCATION:
             raise
-        raise UserError(
-            f"{folder}: {os.strerror(error.errno)}",
-            "room for the output",
-            "free some and run again with --resume",
-        ) from error

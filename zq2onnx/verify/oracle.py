@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from zq2onnx.errors import CheckFailed
-from zq2onnx.opset import ATTRIBUTES, DOMAIN, OPERATORS
+from zq2onnx.opset import DOMAIN, OPERATORS, Operator
 from zq2onnx.runtime import reference
 from zq2onnx.verify.groups import Group
 
@@ -70,14 +70,24 @@ def _slices(k: int, n: int) -> Iterator[slice]:
 def _operator(node: onnx.NodeProto, inputs: list[Any], attributes: Mapping[str, Any]) -> Array:
     operator = OPERATORS[node.op_type]
     named = {name: value for name, value in zip(operator.inputs, inputs, strict=False) if value is not None}
-    own = {name: attributes[name] for name in ATTRIBUTES}
+    own = {name: attributes[name] for name in operator.attributes}
     parts = []
     for rows in _slices(own["K"], own["N"]):
-        part = named | {name: named[name][rows] for name in ("B", "scales", "zero_points")}
-        part |= {name: named[name][rows] for name in ("bias",) if name in named}
+        part = named | {name: _rows(named[name], operator, rows) for name in ("B", "zero_points")}
+        part |= {name: named[name][rows] for name in ("scales", "bias") if name in named}
         part |= {name: named[name][:, rows] for name in ("V",) if name in named}
-        parts.append(reference.matmul(operator, own | {"N": len(part["B"])}, part))
+        sizes = {"N": len(part["scales"]), "stored_rows": len(part["B"])}
+        mine = own | {name: size for name, size in sizes.items() if name in own}
+        parts.append(reference.matmul(operator, mine, part))
     return np.concatenate(parts, axis=-1)
+
+
+def _rows(values: Array, operator: Operator, rows: slice) -> Array:
+    """Some rows; with 8 bits of both half bytes."""
+    if operator.bits != 8:
+        return values[rows]
+    low, high = np.split(values, 2)
+    return np.concatenate([low[rows], high[rows]])
 
 
 def _dequantize(inputs: list[Any], attributes: Mapping[str, Any]) -> Array:
@@ -121,4 +131,9 @@ _STANDARD: dict[str, Callable[[list[Any], Mapping[str, Any]], Array]] = {
     "Mul": lambda inputs, _: inputs[0].astype(np.float64) * inputs[1].astype(np.float64),
     "Transpose": lambda inputs, attributes: inputs[0].transpose(attributes["perm"]),
     "Add": lambda inputs, _: inputs[0].astype(np.float64) + inputs[1].astype(np.float64),
+    # two 4-bit codes of a table in a byte
+    "BitwiseAnd": lambda inputs, _: inputs[0] & inputs[1],
+    "BitShift": lambda inputs, _: inputs[0] >> inputs[1],
+    "Concat": lambda inputs, attributes: np.concatenate(inputs, attributes["axis"]),
+    "Slice": lambda inputs, _: inputs[0][..., int(inputs[1][0]) : int(inputs[2][0])],
 }

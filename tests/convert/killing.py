@@ -1,0 +1,47 @@
+"""Conversions in processes of their own, which can be killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import zq2onnx.pipeline
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.convert.killing"])
+
+
+def start(*arguments: object, **options: object) -> ForkServerProcess:
+    """Start `convert`, without a check."""
+    process = CONTEXT.Process(target=_convert, args=arguments, kwargs=options)
+    process.start()
+    return process
+
+
+def _convert(*arguments: Any, die_at: int | None = None, **options: Any) -> None:
+    if die_at is not None:
+        _die_at(die_at)
+    zq2onnx.pipeline.convert(*arguments, check="none", **options)
+
+
+def _die_at(number: int) -> None:
+    """Kill this process before its `number`th change of a file's name or flush to disk."""
+    count = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            count += 1
+            return function(*arguments, **options)
+
+        return call
+
+    for owner, name in ((Path, "replace"), (Path, "unlink"), (os, "fsync"), (os, "posix_fallocate")):
+        setattr(owner, name, counted(getattr(owner, name)))

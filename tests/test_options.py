@@ -1,0 +1,228 @@
+"""Options from the command line and from recipes, which wins, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import zq2onnx
+from tests.convert import linear_model
+from zq2onnx.cli.app import main
+from zq2onnx.errors import UserError
+from zq2onnx.options import DEFAULTS, Choices, read_recipe, resolve
+from zq2onnx.scheme import Clip, FactorType, PerBlock, PerChannel, Scheme, Target
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return tmp_path / "recipe.toml"
+
+
+def test_defaults() -> None:
+    options = resolve(Choices(), None)
+    assert options.policy.scheme == Scheme()
+    assert options.policy.embedding is None and options.target is Target.PORTABLE and not options.single_file
+    assert options.policy.patterns() == []
+
+
+def test_silence_is_none_and_not_false() -> None:
+    said = Choices(symmetric=False, lorc_rank=0, only=()).over(
+        Choices(symmetric=True, lorc_rank=4, only=("a",))
+    )
+    assert (said.symmetric, said.lorc_rank, said.only) == (False, 0, ())
+    assert Choices().over(DEFAULTS) == DEFAULTS
+
+
+def test_command_line_wins_over_recipe_over_default(recipe: Path) -> None:
+    recipe.write_text('scheme = "w3a16"\ngroup-size = "row"\nsymmetric = true\nexclude = "a"\ntarget = "qdq"')
+    options = resolve(Choices(scheme="w2a16", symmetric=False), recipe)
+    assert options.policy.scheme == Scheme(bits=2, granularity=PerChannel())
+    assert options.policy.exclude == ("a",) and options.target is Target.QDQ
+
+
+def test_tables_in_order(recipe: Path) -> None:
+    recipe.write_text(
+        'lorc-rank = 2\n[[node]]\nmatch = "a"\nscheme = "w8a16"\nclip = "mse"\nlorc-dtype = "float"\n'
+        '[[node]]\nmatch = "b"\nkeep-float = true\ngroup-size = 16\nsymmetric = true\nlorc-rank = 0\n'
+    )
+    first, second = resolve(Choices(), recipe).policy.rules
+    assert first.match == "a" and first.keep_float is None
+    assert (first.overrides["bits"], first.overrides["clip"]) == (8, Clip.MSE)
+    assert first.overrides["lorc_dtype"] is FactorType.FLOAT
+    assert second.match == "b" and second.keep_float is True
+    assert dict(second.overrides) == {"granularity": PerBlock(16), "symmetric": True, "lorc_rank": 0}
+
+
+def test_description_is_plain_and_reads_as_a_recipe(recipe: Path) -> None:
+    recipe.write_text(
+        'scheme = "w3a16"\n[[node]]\nmatch = "a"\nscheme = "w8a16"\ngroup-size = "row"\nclip = "mse"\n'
+        'method = "rtn"\nsymmetric = true\nlorc-rank = 0\nlorc-dtype = "float"\n'
+    )
+    said = resolve(Choices(), recipe).describe()
+    assert json.loads(json.dumps(said)) == said
+    assert said["node"] == [
+        {
+            "match": "a",
+            "keep-float": None,
+            "scheme": "w8a16",
+            "group-size": "row",
+            "clip": "mse",
+            "method": "rtn",
+            "symmetric": True,
+            "lorc-rank": 0,
+            "lorc-dtype": "float",
+        }
+    ]
+
+
+def test_every_option_that_changes_the_bytes_is_described() -> None:
+    changed = {
+        "scheme": "w8a16",
+        "group_size": 16,
+        "symmetric": True,
+        "clip": "mse",
+        "lorc_rank": 3,
+        "lorc_dtype": "float",
+        "embedding_bits": 8,
+        "target": "qdq",
+        "single_file": True,
+        "only": ("a",),
+        "include": ("a",),
+        "exclude": ("a",),
+    }
+    assert set(changed) | {"method"} == set(vars(DEFAULTS))  # of methods there is one
+    descriptions = [
+        json.dumps(resolve(Choices(**{key: value}), None).describe()) for key, value in changed.items()
+    ]
+    assert len({json.dumps(resolve(Choices(), None).describe()), *descriptions}) == len(changed) + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('colour = "red"', "unknown key 'colour'; one of scheme, group-size"),
+        ("jobs = 2", "unknown key 'jobs'"),
+        ('scheme = "w5a16"', "unknown scheme 'w5a16'; one of w8a16, w4a16, w3a16, w2a16"),
+        ("scheme = 4", "scheme is 4; text"),
+        ("group-size = 100", "group size 100; one of 16, 32"),
+        ("group-size = 64.0", "group-size is 64.0; a whole number or text"),
+        ("symmetric = 1", "symmetric is 1; true or false"),
+        ("lorc-rank = true", "lorc-rank is True; a whole number"),
+        ("lorc-rank = 1000", "rank 1000; 0 to 128"),
+        ('method = "gptq"', "unknown method 'gptq'; one of rtn"),
+        ("embedding-bits = 3", "3 embedding bits; 8 or 4"),
+        ('target = "tflite"', "unknown target 'tflite'; one of portable, qdq"),
+        ("only = 3", "only is 3; text or a list of texts"),
+        ('only = ["a", 3]', "only is ['a', 3]; text or a list of texts"),
+        ("node = 3", "[[node]] tables"),
+        ('[node]\nmatch = "a"', "[[node]] tables"),
+        ("[[node]]\nkeep-float = true", "[[node]] table 1: it has no `match`"),
+        ('[[node]]\nmatch = "a"\n[[node]]\nmatch = "a"\nbits = 3', "[[node]] table 2: unknown key 'bits'"),
+        ('[[node]]\nmatch = "a"\nscheme = "w9a16"', "[[node]] table 1: unknown scheme 'w9a16'"),
+        ('[[node]]\nmatch = "a"\nlorc-rank = -1', "[[node]] table 1: low-rank compensation of rank -1"),
+        ('[[node]]\nmatch = "a"\ntarget = "qdq"', "unknown key 'target'; one of match, scheme"),
+        ("[[node]]\nmatch = 3", "match is 3; text"),
+        ('[[node]]\nmatch = "a"\nkeep-float = "yes"', "keep-float is 'yes'; true or false"),
+        ("scheme = ", "a recipe in TOML"),
+        ('scheme = "w4a16"\nscheme = "w4a16"', "a recipe in TOML"),
+    ],
+)
+def test_recipe_that_is_refused(recipe: Path, text: str, found: str) -> None:
+    recipe.write_text(text)
+    with pytest.raises(UserError) as error:
+        resolve(Choices(), recipe)
+    assert str(error.value).startswith(f"{recipe}: ") and found in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_bad_value_is_refused_though_the_command_line_wins(recipe: Path) -> None:
+    recipe.write_text('scheme = "w5a16"')
+    with pytest.raises(UserError, match="unknown scheme 'w5a16'"):
+        resolve(Choices(scheme="w4a16"), recipe)
+
+
+def test_recipe_that_cannot_be_read(recipe: Path) -> None:
+    with pytest.raises(UserError, match="recipe.toml: no such file"):
+        read_recipe(recipe)
+    with pytest.raises(UserError, match="is a directory"):
+        read_recipe(recipe.parent)
+    recipe.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="a recipe in TOML"):
+        read_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scheme": 4},
+        {"lorc_rank": "8"},
+        {"symmetric": "no"},
+        {"embedding_bits": True},
+        {"only": [3]},
+        {"group_size": 64.0},
+    ],
+)
+def test_python_arguments_of_a_wrong_type(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = linear_model.write(tmp_path / "m.onnx")
+    with pytest.raises(UserError, match=next(iter(options)).replace("_", "-")):
+        zq2onnx.convert(model, **options)
+
+
+def test_bad_recipe_at_the_command_line(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = linear_model.write(tmp_path / "m.onnx")
+    recipe.write_text('[[node]]\nmatch = "nowhere"\nkeep-float = true')
+    before = linear_model.files(tmp_path)
+    assert main(["convert", str(model), "--recipe", str(recipe)]) == 2
+    assert "'nowhere' matches no node" in capsys.readouterr().err
+    assert main(["convert", str(model), "--recipe", str(tmp_path / "absent.toml")]) == 2
+    assert capsys.readouterr().err.endswith("absent.toml: no such file or directory; a recipe in TOML\n")
+    assert linear_model.files(tmp_path) == before
+
+
+def test_tables_refine_nodes_of_a_model(tmp_path: Path, recipe: Path) -> None:
+    model = linear_model.write(tmp_path / "m.onnx")
+    recipe.write_text(
+        'scheme = "w2a16"\n[[node]]\nmatch = "layers"\nscheme = "w8a16"\ngroup-size = 32\n'
+        '[[node]]\nmatch = "layers.1"\nscheme = "w3a16"\nlorc-rank = 0\n'
+        '[[node]]\nmatch = "2.weight"\nkeep-float = true\n'
+    )
+    report = zq2onnx.convert(model, recipe=recipe, scheme="w4a16", check="full")
+    assert [(node.bits, node.group_size, node.rank) for node in report.nodes] == [
+        (8, "32", 8),
+        (3, "32", 0),
+        (None, None, None),
+    ]
+    assert "kept float by the recipe's '2.weight'" in report.nodes[2].reason
+    assert report.output.endswith("m.w4a16.onnx")
+
+
+def test_the_documents_example_runs(tmp_path: Path, recipe: Path, tiny_model: Path) -> None:
+    page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    recipe.write_text(re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0])
+    report = zq2onnx.convert(tiny_model / "model.onnx", tmp_path / "out" / "q.onnx", recipe=recipe)
+    by_name = {node.name: node for node in report.nodes}
+
+    def outcome(name: str) -> tuple[int | None, int | None]:
+        return by_name[name].bits, by_name[name].rank
+
+    layers = "model.decoder.layers"
+    assert outcome(f"{layers}.1.fc1") == (3, 8)
+    assert outcome(f"{layers}.1.fc2") == (4, 16)
+    assert outcome(f"{layers}.0.fc2") == outcome(f"{layers}.0.self_attn.q_proj") == (8, 0)
+    assert outcome(f"{layers}.3.self_attn.out_proj") == (None, None)
+    assert outcome("lm_head") == (3, 8)
+    assert outcome("model.decoder.embed_tokens")[0] == 8
+
+
+def test_the_document_names_every_key() -> None:
+    page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    keys = [key.replace("_", "-") for key in vars(DEFAULTS)]
+    assert [key for key in [*keys, "match", "keep-float"] if f"`{key}`" not in page] == []

@@ -1,0 +1,71 @@
+"""What `convert` prints when it is done."""
+
+from __future__ import annotations
+
+from zq2onnx.cli import console
+from zq2onnx.report import CheckReport, NodeReport, Report
+
+_CPU_PROVIDER = "CPUExecutionProvider"
+
+
+def print_report(report: Report) -> None:
+    """The conversion in a few lines."""
+    for warning in report.warnings:
+        console.stderr.print(f"warning: {warning}")
+    quantized = report.quantized
+    if not quantized:
+        console.stdout.print(f"{report.output}: nothing to quantize, the input was written unchanged")
+        console.stdout.print(f"left as they are: {_reasons(report)}")
+        return
+    ratio = report.bytes_before / report.bytes_after
+    console.stdout.print(
+        f"{report.output}: {report.bytes_before / 1e6:.2f} MB -> {report.bytes_after / 1e6:.2f} MB"
+        f" ({ratio:.2f}x), {report.effective_bits:.2f} bits a weight"
+    )
+    console.stdout.print(
+        f"quantized {len(quantized)} nodes: weight error {_mean_error(quantized)};"
+        f" left float: {_reasons(report)}"
+    )
+    console.stdout.print(f"took {report.seconds:.1f} s, peak memory {report.peak_rss_bytes / 1e6:.0f} MB")
+    if report.reused_weights:
+        console.stdout.print(f"{report.reused_weights} weights were taken over from the interrupted run")
+    console.stdout.print(requirements(report))
+    if report.check is not None:
+        _print_check(report.check)
+
+
+def _print_check(check: CheckReport) -> None:
+    console.stdout.print(
+        f"checked {check.nodes_checked} nodes in ONNX Runtime against the oracle:"
+        f" largest error {check.worst_error:.1e} ({check.worst_node})"
+    )
+    for note in check.notes:
+        console.stdout.print(f"note: {note}")
+
+
+def requirements(report: Report) -> str:
+    """What it takes to run the file."""
+    needs = [f"onnxruntime >= {report.requires.onnxruntime}"]
+    if _CPU_PROVIDER not in report.requires.providers:
+        needs.append(f"a GPU ({', '.join(report.requires.providers)})")
+    needs += [f"the session option {key}={value}" for key, value in report.requires.session_config.items()]
+    if report.load_bytes:
+        needs.append(f"{report.load_bytes / 1e6:.0f} MB for the rewritten weights while it loads")
+    return f"needs {', '.join(needs)}"
+
+
+def _mean_error(nodes: list[NodeReport]) -> str:
+    known = [node for node in nodes if node.weight_error is not None]
+    if not known:
+        return "unknown"
+    mean = sum(node.weight_error or 0.0 for node in known) / len(known)
+    plain = sum(node.weight_error_without_lorc or 0.0 for node in known) / len(known)
+    return f"{mean:.4f}" if mean == plain else f"{mean:.4f} (without low-rank branch {plain:.4f})"
+
+
+def _reasons(report: Report) -> str:
+    """How many nodes stayed float, by reason."""
+    counts: dict[str, int] = {}
+    for node in report.skipped:
+        counts[node.reason] = counts.get(node.reason, 0) + 1
+    return "; ".join(f"{count} ({reason})" for reason, count in counts.items()) or "none"

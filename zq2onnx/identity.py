@@ -1,0 +1,35 @@
+"""What makes two conversions the same: for the journal of one, and for the metadata of its output."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from zq2onnx import __version__
+from zq2onnx.loading import Source
+from zq2onnx.options import Options
+from zq2onnx.stream import Written
+
+
+def journal_header(source: Source, options: Options) -> dict[str, object]:
+    """What must be the same for a journal to be resumed: version, input and options."""
+    stats = [(path.name, path.stat()) for path in source.data]
+    return {
+        "zq2onnx": __version__,
+        "input": source.digest,
+        "data": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        "options": options.describe(),
+    }
+
+
+def stamp(source: Source, options: Options, written: Written) -> dict[str, str]:
+    """The output's metadata: version, options and the input's fingerprint. No time, path or host."""
+    fingerprint = hashlib.sha256(source.digest.encode())
+    for name, digest in sorted(written.sources.items()):
+        fingerprint.update(f"{name}\0{digest}\n".encode())
+    return {
+        "zq2onnx.version": __version__,
+        "zq2onnx.scheme": options.policy.scheme.name,
+        "zq2onnx.options": json.dumps(options.describe()),
+        "zq2onnx.input": f"sha256:{fingerprint.hexdigest()}",
+    }
