@@ -39,14 +39,13 @@ class AddLowRankPass(ir.passes.InPlacePass):
 
     def _rewrite(self, group: Group, node: ir.Node, weight: QuantizedWeight) -> None:
         activation, dequantized = node.inputs
-        dtype = weight.view.dtype
-        product = group.node("MatMul", [activation, dequantized], dtype=dtype)
+        product = group.node("MatMul", [activation, dequantized])
         product.name = f"{group.name}/product"  # the MatMul it replaces may have made /output
         u = _factor(group, weight, Part.U, Part.U_SCALES)
         v = _factor(group, weight, Part.V, Part.V_SCALES)
-        down = group.node("MatMul", [activation, u], suffix="lorc_down", dtype=dtype)
-        up = group.node("MatMul", [down, v], suffix="lorc_up", dtype=dtype)
-        group.finish(group.node("Add", [product, up], suffix="lorc", dtype=dtype))
+        down = group.node("MatMul", [activation, u], suffix="lorc_down")
+        up = group.node("MatMul", [down, v], suffix="lorc_up")
+        group.finish(group.node("Add", [product, up], suffix="lorc"))
 
 
 def branch_of(matmul: ir.Node) -> ir.Node | None:
@@ -74,8 +73,8 @@ def _factor(group: Group, weight: QuantizedWeight, part: Part, scales: Part) -> 
         return stored
     dtype = weight.view.dtype
     suffix = part.value
-    cast = group.node("Cast", [stored], {"to": dtype.value}, suffix=f"{suffix}_cast", dtype=dtype)
-    return group.node("Mul", [cast, group.constant(factor_part(weight, scales))], suffix=suffix, dtype=dtype)
+    cast = group.node("Cast", [stored], {"to": dtype.value}, suffix=f"{suffix}_cast")
+    return group.node("Mul", [cast, group.constant(factor_part(weight, scales))], suffix=suffix)
 
 
 def unit_scales(weight: QuantizedWeight, part: Part) -> ir.TensorProtocol:

@@ -68,11 +68,10 @@ class InsertEmbeddingQdqPass(ir.passes.InPlacePass):
                     [group.constant(tensor), node.inputs[1]],
                     {"axis": 0},
                     suffix=part.value,
-                    dtype=tensor.dtype,
                 )
             )
         attributes = {"axis": -1, "block_size": block_size(weight)}
-        group.finish(group.node("DequantizeLinear", parts, attributes, dtype=weight.view.dtype))
+        group.finish(group.node("DequantizeLinear", parts, attributes))
 
 
 def planned_gathers(node: ir.Node) -> tuple[list[ir.Value], ir.Value, QuantizedWeight] | None:

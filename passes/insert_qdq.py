@@ -49,9 +49,7 @@ def dequantized(group: Group, weight: QuantizedWeight) -> ir.Value:
     attributes: Attributes = {"axis": 1}
     if isinstance(weight.scheme.granularity, PerBlock):
         attributes = {"axis": 0, "block_size": weight.scheme.granularity.size}
-    value = group.node("DequantizeLinear", inputs, attributes, suffix="weight", dtype=weight.view.dtype)
-    value.shape = ir.Shape((weight.view.k, weight.view.n))
-    return value
+    return group.node("DequantizeLinear", inputs, attributes, suffix="weight")
 
 
 def _add_bias(group: Group, product: ir.Value, bias: ir.Value, beta: float, dtype: ir.DataType) -> ir.Value:
@@ -61,11 +59,11 @@ def _add_bias(group: Group, product: ir.Value, bias: ir.Value, beta: float, dtyp
     marked = tensor is None or len(tensor.shape) < 2 or tensor.shape[0] == 1
     if beta != 1.0:
         factor = group.constant(ir.tensor(np.array(beta, dtype=dtype.numpy()), name=f"{group.name}/beta"))
-        bias = group.node("Mul", [bias, factor], suffix="beta", dtype=dtype, marked=marked)
-    return group.node("Add", [product, bias], suffix="bias", dtype=dtype, marked=marked)
+        bias = group.node("Mul", [bias, factor], suffix="beta", marked=marked)
+    return group.node("Add", [product, bias], suffix="bias", marked=marked)
 
 
-def _of_rank(group: Group, node: ir.Node, dtype: ir.DataType) -> ir.Value:
+def _of_rank(group: Group, node: ir.Node) -> ir.Value:
     """The activation with the unit dimensions that a weight `[1, .., K, N]` gives the result."""
     activation = node.inputs[0]
     weight = trace_constant(node.inputs[1])
@@ -74,7 +72,7 @@ def _of_rank(group: Group, node: ir.Node, dtype: ir.DataType) -> ir.Value:
     if rank == 2 or (activation.shape is not None and len(activation.shape) >= rank):
         return activation
     ones = group.constant(ir.tensor(np.ones(rank, np.int64), name=f"zq2onnx/ones_{rank}"))
-    return group.node("Expand", [activation, ones], suffix="expand", dtype=dtype, marked=False)
+    return group.node("Expand", [activation, ones], suffix="expand", marked=False)
 
 
 class InsertQdqPass(ir.passes.InPlacePass):
@@ -112,14 +110,14 @@ class InsertQdqPass(ir.passes.InPlacePass):
     def _rewrite(self, group: Group, candidate: Candidate, weight: QuantizedWeight) -> None:
         node = candidate.node
         dtype = weight.view.dtype
-        activation = _of_rank(group, node, dtype)
+        activation = _of_rank(group, node)
         gemm = node.op_type == "Gemm"
         if gemm and node.attributes.get_int("transA", 0) != 0:
-            activation = group.node("Transpose", [activation], {"perm": [1, 0]}, suffix="transA", dtype=dtype)
+            activation = group.node("Transpose", [activation], {"perm": [1, 0]}, suffix="transA")
         weight_value = dequantized(group, weight)
         bias = node.inputs[2] if gemm and len(node.inputs) > 2 else None
         beta = node.attributes.get_float("beta", 1.0) if gemm else 1.0
-        result = group.node("MatMul", [activation, weight_value], dtype=dtype)
+        result = group.node("MatMul", [activation, weight_value])
         if bias is not None and beta != 0.0:
             result = _add_bias(group, result, bias, beta, dtype)
         group.finish(result)

@@ -33,7 +33,7 @@ class Group:
         self.graph = anchor.graph
         self.root = model.graph
         self.name = source.metadata_props.get(GROUP_KEY) or source.name or source.outputs[0].name or ""
-        self.metadata = {**source.metadata_props, GROUP_KEY: self.name}
+        self.metadata = source.metadata_props
 
     def constant(self, tensor: ir.TensorProtocol) -> ir.Value:
         """The initializer of a tensor, shared by all who name it.
@@ -70,15 +70,17 @@ class Group:
         """Insert a node and return its output.
 
         Args:
-            suffix: tells it from the group's others.
-            dtype: its output's.
+            suffix: tells it from the group's others; without one it is the group's main node, which
+                takes over the source's metadata.
+            dtype: its output's, which ONNX cannot infer for other domains than its own.
             marked: whether it belongs to what the group computes of its one activation.
         """
         name = f"{self.name}/{suffix}" if suffix else self.name
         made = ir.node(op_type, inputs, attributes or {}, domain=domain, name=name)
-        made.metadata_props.update(self.metadata)
-        if not marked:
-            del made.metadata_props[GROUP_KEY]
+        if not suffix:
+            made.metadata_props.update(self.metadata)
+        if marked:
+            made.metadata_props[GROUP_KEY] = self.name
         made.outputs[0].name = f"{name}/output"
         made.outputs[0].type = None if dtype is None else ir.TensorType(dtype)
         self.graph.insert_before(self.anchor, made)

@@ -34,7 +34,7 @@ class UnpackEmbeddingsPass(ir.passes.InPlacePass):
             # The group's name stays with its DequantizeLinear; this node keeps its own.
             suffix = table.part.value
             inputs = [tensor, node.inputs[1]]
-            found = group.node("Gather", inputs, {"axis": 0}, suffix=suffix, dtype=ir.DataType.UINT8)
+            found = group.node("Gather", inputs, {"axis": 0}, suffix=suffix)
             if table.part is Part.CODES:
                 found.name = f"{found.name}/bytes"
                 found = _unpacked(group, found, table.weight.view.k)
@@ -50,12 +50,11 @@ class UnpackEmbeddingsPass(ir.passes.InPlacePass):
         if not any(is_standard(reader, "MatMul") for reader in rows.consumers()):
             return False
         group = Group(node, model)
-        dtype = rows.dtype
         first = group.constant(ir.tensor(np.array([0], np.int64), name="zq2onnx/first_axis"))
-        found = group.node("DequantizeLinear", node.inputs, _attributes(node), dtype=dtype)
+        found = group.node("DequantizeLinear", node.inputs, _attributes(node))
         found.name = f"{found.name}/rows"
-        wide = group.node("Unsqueeze", [found, first], suffix="unsqueeze", dtype=dtype, marked=False)
-        group.finish(group.node("Squeeze", [wide, first], suffix="squeeze", dtype=dtype, marked=False))
+        wide = group.node("Unsqueeze", [found, first], suffix="unsqueeze", marked=False)
+        group.finish(group.node("Squeeze", [wide, first], suffix="squeeze", marked=False))
         return True
 
 
@@ -72,16 +71,15 @@ def _nibble_table(node: ir.Node) -> PlannedTensor | None:
 
 def _unpacked(group: Group, packed: ir.Value, width: int) -> ir.Value:
     """The codes `[.., width]` of bytes `[.., ceil(width / 2)]`."""
-    uint8 = ir.DataType.UINT8
 
     def constant(value: object, name: str, dtype: type) -> ir.Value:
         return group.constant(ir.tensor(np.array(value, dtype=dtype), name=f"zq2onnx/{name}"))
 
-    low = group.node("BitwiseAnd", [packed, constant(15, "low_nibble", np.uint8)], suffix="low", dtype=uint8)
+    low = group.node("BitwiseAnd", [packed, constant(15, "low_nibble", np.uint8)], suffix="low")
     shift = [packed, constant(4, "nibble_bits", np.uint8)]
-    high = group.node("BitShift", shift, {"direction": "RIGHT"}, suffix="high", dtype=uint8)
-    codes = group.node("Concat", [low, high], {"axis": -1}, suffix="unpack", dtype=uint8)
+    high = group.node("BitShift", shift, {"direction": "RIGHT"}, suffix="high")
+    codes = group.node("Concat", [low, high], {"axis": -1}, suffix="unpack")
     if width % 2 == 0:
         return codes
     bounds = [constant([value], f"slice_{value}", np.int64) for value in (0, width, -1)]
-    return group.node("Slice", [codes, *bounds], suffix="trim", dtype=uint8)
+    return group.node("Slice", [codes, *bounds], suffix="trim")

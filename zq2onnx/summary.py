@@ -15,11 +15,9 @@ from zq2onnx.report import Report, Requirements, Status
 
 OLDEST_RUNTIME = "1.20"
 RUNTIME_BY_OPSET = {21: "1.20", 22: "1.22", 23: "1.23", 24: "1.24", 25: "1.24"}
-"""The oldest ONNX Runtime of those tried that loads a model of the opset."""
+"""The oldest ONNX Runtime of those tried that loads a model of the opset; 25 has the 2-bit types."""
 RUNTIME_OF_BYTE_GATHER = "1.23"
 """The oldest that knows GatherBlockQuantized's `bits`."""
-RUNTIME_OF_INT2 = "1.27"
-"""The oldest tried that runs 2-bit DequantizeLinear."""
 LOAD_BYTES_PER_WEIGHT = {8: 1.2, 4: 0.6, 3: 2.5, 2: 1.4}
 """Peak memory of stock ONNX Runtime's constant folding, measured (benchmarks/bodies.py)."""
 QDQ_SESSION_CONFIG = {"session.qdq_matmulnbits_accuracy_level": "0"}
@@ -33,20 +31,23 @@ def requirements(model: ir.Model) -> Requirements:
     """The least that runs the model, from its opset, operators and types."""
     opset = model.opset_imports.get("", 0)
     nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
-    tensors = [value.const_value for value in model.graph.initializers.values()]
+    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    imports = dict(model.opset_imports)
+    for function in model.functions.values():
+        imports |= {
+            domain: imports.get(domain, version) for domain, version in function.opset_imports.items()
+        }
     types = {tensor.dtype for tensor in tensors if tensor is not None}
     versions = [RUNTIME_BY_OPSET.get(opset, OLDEST_RUNTIME)]
     if any(node.op_type == "GatherBlockQuantized" and "bits" in node.attributes for node in nodes):
         versions.append(RUNTIME_OF_BYTE_GATHER)
-    if types & {ir.DataType.UINT2, ir.DataType.INT2}:
-        versions.append(RUNTIME_OF_INT2)
     providers = ["CUDAExecutionProvider"]
     if ir.DataType.BFLOAT16 not in types:
         providers.insert(0, "CPUExecutionProvider")
     qdq = any(node.op_type == "DequantizeLinear" for node in nodes)
     return Requirements(
         onnxruntime=max(versions, key=_version),
-        opset=dict(model.opset_imports),
+        opset=imports,
         ir_version=model.ir_version,
         providers=providers,
         session_config=QDQ_SESSION_CONFIG if qdq else {},

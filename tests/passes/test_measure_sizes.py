@@ -139,7 +139,7 @@ def test_our_operators_count_all_but_the_bias(name: str, granularity: PerBlock |
     total = sum(array.nbytes for key, array in constants.items() if key != "bias")
     assert measure_sizes(model) == [
         WeightSize("layer/MatMul", name, Kind.QUANTIZED_LINEAR, 6600, 8 * total / 6600, total),
-        WeightSize("layer/MatMul", name, Kind.OTHER, 66, 32, 264),
+        WeightSize("layer/MatMul", name, Kind.OTHER, layout.stored_rows, 32, 4 * layout.stored_rows),
     ]
     assert bits_per_weight(model) == 8 * total / 6600
 
