@@ -198,7 +198,8 @@ def test_body_that_unpacks_or_rounds_is_found(tmp_path: Path, complaint: str) ->
     change(model, "zero_points", np.zeros((192, 1), np.uint8))
     model.functions[0].CopyFrom(
         onnx.parser.parse_function(f"""<domain: "{DOMAIN}", opset_import: ["" : 21]>
-MatMulW8A16 <K, N, block_size, scale_repeat, zero_point_repeat, stored_rows> (A, B, scales, zero_points, bias) => (Y) {{
+MatMulW8A16 <K, N, block_size, scale_repeat, zero_point_repeat, stored_rows>
+  (A, B, scales, zero_points, bias) => (Y) {{
   shape = Constant <value_ints: ints = [96, 96]> ()
   flat = Constant <value_ints: ints = [-1]> ()
   codes = Reshape (B, shape)
