@@ -12,8 +12,8 @@ import pytest
 import zq2onnx
 from tests.convert import linear_model
 from zq2onnx.cli.app import main
+from zq2onnx.conversion.options import DEFAULTS, Choices, read_recipe, resolve
 from zq2onnx.errors import UserError
-from zq2onnx.options import DEFAULTS, Choices, read_recipe, resolve
 from zq2onnx.scheme import Clip, FactorType, PerBlock, PerChannel, Scheme, Target
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,11 +11,14 @@ from pathlib import Path
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from zq2onnx.conversion.finish import copy_unchanged, finish, least_ir_version
+from zq2onnx.conversion.identity import journal_header, stamp
+from zq2onnx.conversion.loading import load, naming
+from zq2onnx.conversion.options import Choices, Options, resolve
+from zq2onnx.conversion.placement import plan_output
+from zq2onnx.conversion.stream import Progress, Writer
+from zq2onnx.conversion.summary import fill_nodes, fill_sizes, peak_rss_bytes, requirements
 from zq2onnx.errors import CheckFailed, UserError
-from zq2onnx.finish import copy_unchanged, finish, least_ir_version
-from zq2onnx.identity import journal_header, stamp
-from zq2onnx.loading import load, naming
-from zq2onnx.options import Choices, Options, resolve
 from zq2onnx.passes.add_low_rank import AddLowRankPass
 from zq2onnx.passes.drop_low_rank import DropLowRankPass
 from zq2onnx.passes.dump import dump
@@ -28,7 +31,6 @@ from zq2onnx.passes.normalize import NormalizePass
 from zq2onnx.passes.raise_opset import BODY_OPSET, INT2_OPSET, QDQ_OPSET, RaiseOpsetPass
 from zq2onnx.passes.select_nodes import Selection, select_nodes
 from zq2onnx.passes.unpack_embeddings import UnpackEmbeddingsPass
-from zq2onnx.placement import plan_output
 from zq2onnx.report import Report
 from zq2onnx.runtime.providers import require_onnxruntime
 from zq2onnx.scheme import CheckMode, Target, parse_choice
@@ -36,8 +38,6 @@ from zq2onnx.storage.companions import check_companions, copy_companions
 from zq2onnx.storage.failures import keeping_the_journal
 from zq2onnx.storage.journal import Journal
 from zq2onnx.storage.output import OutputFiles, check_side_files
-from zq2onnx.stream import Progress, Writer
-from zq2onnx.summary import fill_nodes, fill_sizes, peak_rss_bytes, requirements
 from zq2onnx.verify import check as check_model
 
 

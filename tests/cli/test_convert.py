@@ -10,7 +10,7 @@ from tests import zoo
 from tests.convert import linear_model
 from zq2onnx.cli.app import main
 from zq2onnx.cli.outcome import requirements
-from zq2onnx.options import DEFAULTS
+from zq2onnx.conversion.options import DEFAULTS
 from zq2onnx.report import Report, Requirements
 
 

@@ -291,7 +291,7 @@ def test_no_space_shows_before_anything_is_computed(
     refused: Refusal, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output.os, "posix_fallocate", no_space, raising=False)
-    monkeypatch.setattr("zq2onnx.stream.compute_weight", pytest.fail)
+    monkeypatch.setattr("zq2onnx.conversion.stream.compute_weight", pytest.fail)
     refused(model, "--check", "none")
 
 

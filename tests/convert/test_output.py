@@ -182,10 +182,10 @@ def test_metadata_says_how_and_not_where_or_when(model: Path) -> None:
     said = metadata(model.with_name("m.w3a16.onnx"))
     assert said["zq2onnx.version"] == zq2onnx.__version__
     assert said["zq2onnx.scheme"] == "w3a16"
-    assert json.loads(said["zq2onnx.options"])["exclude"] == ["layers.2"]
+    assert json.loads(said["zq2onnx.conversion.options"])["exclude"] == ["layers.2"]
     assert said["zq2onnx.input"].startswith("sha256:")
     text = " ".join(contents(model.with_name("m.w3a16.onnx"))[0].decode("latin-1").split())
-    assert str(model.parent) not in text and os.uname().nodename not in said["zq2onnx.options"]
+    assert str(model.parent) not in text and os.uname().nodename not in said["zq2onnx.conversion.options"]
 
 
 def test_fingerprint_covers_the_weights(model: Path) -> None:

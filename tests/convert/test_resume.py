@@ -192,7 +192,7 @@ def test_other_jobs_and_report_do_not(model: Path, undisturbed: Path, tmp_path: 
 
 def test_another_version_starts_anew(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = interrupt(model, tmp_path / "q.onnx")
-    monkeypatch.setattr("zq2onnx.identity.__version__", "99")
+    monkeypatch.setattr("zq2onnx.conversion.identity.__version__", "99")
     assert resume(model, files.model).reused_weights == 0
 
 

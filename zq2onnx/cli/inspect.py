@@ -27,7 +27,7 @@ def inspect(
     Bits are those of a weight with its scales, zero points and low-rank factors; a weight that
     several nodes share is counted at the first.
     """
-    from zq2onnx.loading import load
+    from zq2onnx.conversion.loading import load
     from zq2onnx.passes.measure_sizes import Kind, measure_sizes
     from zq2onnx.passes.normalize import NormalizePass
     from zq2onnx.passes.select_nodes import Policy, select_nodes

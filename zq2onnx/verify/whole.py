@@ -24,6 +24,9 @@ from zq2onnx.verify.optimized import (
 BATCH, SEQUENCE, PAST = 1, 8, 0
 
 _SEED = 21
+_ATTENTION = {"GroupQueryAttention", "MultiHeadAttention"}
+_HEAD_SIZE = "kv_cache_dim"
+"""What onnxruntime-genai's model builder calls the width of a head in the cache's shape."""
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
 _INTEGERS = {TensorProto.INT64, TensorProto.INT32}
 
@@ -104,7 +107,10 @@ def made_up_feeds(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
 
 def _feed(value: onnx.ValueInfoProto, graph: onnx.GraphProto) -> NDArray[Any] | None:
     tensor = value.type.tensor_type
-    shape = [_size(dim, at) for at, dim in enumerate(tensor.shape.dim)]
+    sizes = [_size(dim, at, graph) for at, dim in enumerate(tensor.shape.dim)]
+    shape = [size for size in sizes if size is not None]
+    if len(shape) < len(sizes):
+        return None
     rng = np.random.default_rng(_SEED)
     if tensor.elem_type in _FLOATS:
         return rng.standard_normal(shape).astype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
@@ -123,15 +129,34 @@ def _feed(value: onnx.ValueInfoProto, graph: onnx.GraphProto) -> NDArray[Any] | 
     return None
 
 
-def _size(dim: onnx.TensorShapeProto.Dimension, at: int) -> int:
+def _size(dim: onnx.TensorShapeProto.Dimension, at: int, graph: onnx.GraphProto) -> int | None:
+    """What a dimension is in the made-up batch; None where its name does not tell."""
     if dim.HasField("dim_value"):
         return dim.dim_value
     name = dim.dim_param.lower()
+    if name == _HEAD_SIZE:
+        return _head_size(graph)
     if "past" in name and "seq" in name and ("+" in name or "total" in name):
         return PAST + SEQUENCE
     if "past" in name:
         return PAST
     return BATCH if "batch" in name or at == 0 else SEQUENCE
+
+
+def _head_size(graph: onnx.GraphProto) -> int | None:
+    """Width of one attention head, from the first attention node; None where it is not plain."""
+    widths = {
+        value.name: value.type.tensor_type.shape.dim[-1].dim_value
+        for value in graph.value_info
+        if value.type.tensor_type.shape.dim
+    }
+    for node in graph.node:
+        if node.op_type in _ATTENTION and widths.get(node.input[0]):
+            heads = {item.name: item.i for item in node.attribute}
+            is_packed = not node.input[1]
+            keys = 2 * heads.get("kv_num_heads", heads["num_heads"]) if is_packed else 0
+            return widths[node.input[0]] // (heads["num_heads"] + keys)
+    return None
 
 
 def _rows(ids: str, graph: onnx.GraphProto) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import onnx_ir as ir
 
-from zq2onnx.compute import Facts
+from zq2onnx.conversion.compute import Facts
+from zq2onnx.conversion.placement import Compute, Plan
 from zq2onnx.passes.planned import FACTORS, Form, PlannedTensor, QuantizedWeight
 from zq2onnx.passes.select_nodes import Selection
-from zq2onnx.placement import Compute, Plan
 from zq2onnx.report import Report, Requirements, Status
 
 OLDEST_RUNTIME = "1.20"
@@ -90,7 +92,9 @@ def _portable(parts: list[PlannedTensor]) -> bool:
 
 def peak_rss_bytes() -> int:
     """The greatest resident memory of this process so far."""
-    import resource
-
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: ru_maxrss would begin with the parent's peak
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -13,9 +13,9 @@ from typing import Any
 
 import threadpoolctl
 
-from zq2onnx.compute import Facts, compute_weight
+from zq2onnx.conversion.compute import Facts, compute_weight
+from zq2onnx.conversion.placement import Compute, Copy, Plan
 from zq2onnx.passes.planned import FACTORS, PlannedTensor, QuantizedWeight
-from zq2onnx.placement import Compute, Copy, Plan
 from zq2onnx.storage import mapped
 from zq2onnx.storage.journal import Entry, Journal
 from zq2onnx.storage.output import OutputFiles, write_region

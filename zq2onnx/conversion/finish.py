@@ -12,10 +12,10 @@ import onnx
 import onnx.helper
 import onnx_ir as ir
 
+from zq2onnx.conversion.loading import Source
+from zq2onnx.conversion.placement import Plan
 from zq2onnx.errors import UserError
-from zq2onnx.loading import Source
 from zq2onnx.passes.raise_opset import LOWEST_IR_VERSION
-from zq2onnx.placement import Plan
 from zq2onnx.storage.failures import no_space_is_told
 from zq2onnx.storage.journal import Journal
 from zq2onnx.storage.output import OutputFiles

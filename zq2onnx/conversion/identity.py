@@ -6,9 +6,9 @@ import hashlib
 import json
 
 from zq2onnx import __version__
-from zq2onnx.loading import Source
-from zq2onnx.options import Options
-from zq2onnx.stream import Written
+from zq2onnx.conversion.loading import Source
+from zq2onnx.conversion.options import Options
+from zq2onnx.conversion.stream import Written
 
 
 def journal_header(source: Source, options: Options) -> dict[str, object]:
@@ -30,6 +30,6 @@ def stamp(source: Source, options: Options, written: Written) -> dict[str, str]:
     return {
         "zq2onnx.version": __version__,
         "zq2onnx.scheme": options.policy.scheme.name,
-        "zq2onnx.options": json.dumps(options.describe()),
+        "zq2onnx.conversion.options": json.dumps(options.describe()),
         "zq2onnx.input": f"sha256:{fingerprint.hexdigest()}",
     }

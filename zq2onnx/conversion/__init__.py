@@ -1,0 +1,11 @@
+"""The steps of a conversion, in the order in which `zq2onnx.pipeline` takes them.
+
+loading    read the graph, leave the weights on disk
+options    what was asked for: command line, recipe, defaults
+placement  where every output tensor goes
+compute    what a worker does with one weight
+stream     the workers
+finish     point the graph at the bytes, give the files their names
+identity   what makes two conversions the same
+summary    the report
+"""
