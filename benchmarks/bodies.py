@@ -128,9 +128,10 @@ def packed(weights: WeightFile, at: int, layout: PackedLayout) -> list[TensorPro
 def stock(
     weights: WeightFile, at: int, layout: PackedLayout
 ) -> tuple[list[TensorProto], tuple[str, str, dict]]:
-    """The same of a `MatMulNBits`, and the node."""
+    """The same of a `MatMulNBits`, and the node; its 8-bit codes are whole bytes."""
+    codes_shape = (layout.n, layout.k_blocks, layout.block_size * layout.bits // 8)
     tensors = [
-        weights.tensor(f"B{at}", layout.codes_shape, np.uint8),
+        weights.tensor(f"B{at}", codes_shape, np.uint8),
         weights.tensor(f"scales{at}", (layout.n * layout.k_blocks,), np.float32),
         weights.tensor(f"zero_points{at}", (layout.n * -(-layout.k_blocks * layout.bits // 8),), np.uint8),
     ]

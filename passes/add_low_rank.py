@@ -24,15 +24,18 @@ def quantized_weight(value: ir.Value | None) -> QuantizedWeight | None:
 class AddLowRankPass(ir.passes.InPlacePass):
     """Replaces `MatMul(A, W)` with `Add(MatMul(A, W), MatMul(MatMul(A, U), V))`.
 
-    W is a planned weight whose scheme asks for a branch. int8 factors are `Mul(Cast(U), U_scales)`:
-    behind a DequantizeLinear, ONNX Runtime would turn them into an int8 product.
+    W is a planned weight whose scheme asks for a branch. int8 factors are `Mul(Cast(U), U_scales)`, in
+    float32: behind a DequantizeLinear, ONNX Runtime would turn them into an int8 product. Twins in one graph
+    share theirs.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
+        shared: dict[tuple[int, QuantizedWeight], QuantizedWeight] = {}
         for node in list(all_nodes(model)):
             weight = quantized_weight(node.inputs[1]) if is_standard(node, "MatMul") else None
             if weight is not None and weight.rank > 0 and branch_of(node) is None:
+                weight = shared.setdefault((id(node.graph), weight), weight)
                 self._rewrite(Group(node, model), node, weight)
                 modified = True
         return ir.passes.PassResult(model, modified)
@@ -71,10 +74,15 @@ def _factor(group: Group, weight: QuantizedWeight, part: Part, scales: Part) -> 
     stored = group.constant(factor_part(weight, part))
     if weight.scheme.lorc_dtype is FactorType.FLOAT:
         return stored
-    dtype = weight.view.dtype
-    suffix = part.value
-    cast = group.node("Cast", [stored], {"to": dtype.value}, suffix=f"{suffix}_cast")
-    return group.node("Mul", [cast, group.constant(factor_part(weight, scales))], suffix=suffix)
+    scale = group.constant(factor_part(weight, scales))
+    name, dtype, float32 = part.value, weight.view.dtype, ir.DataType.FLOAT
+    cast = group.node("Cast", [stored], {"to": float32.value}, suffix=f"{name}_cast")
+    if dtype is float32:
+        return group.node("Mul", [cast, scale], suffix=name)
+    # ONNX Runtime's CPU cannot fold a Mul of float16, and warns of each.
+    wide = group.node("Cast", [scale], {"to": float32.value}, suffix=f"{scales.value}_cast")
+    product = group.node("Mul", [cast, wide], suffix=f"{name}_product")
+    return group.node("Cast", [product], {"to": dtype.value}, suffix=name)
 
 
 def unit_scales(weight: QuantizedWeight, part: Part) -> ir.TensorProtocol:

@@ -9,6 +9,7 @@ import onnx.printer
 import onnx_ir as ir
 
 from zq2onnx.passes.planned import PlannedTensor
+from zq2onnx.passes.trace_weights import tensor_attributes
 
 STUB = "weights-are-not-in-dumps"
 SHOWN_BYTES = 256
@@ -17,25 +18,36 @@ SHOWN_BYTES = 256
 
 def graph_proto(model: ir.Model) -> onnx.ModelProto:
     """The model without the bytes of its larger tensors, planned ones included."""
-    originals = []
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, PlannedTensor) or (tensor is not None and tensor.nbytes > SHOWN_BYTES):
-                originals.append((value, tensor))
-                value.const_value = ir.ExternalTensor(
-                    STUB,
-                    None,
-                    None,
-                    tensor.dtype,
-                    shape=ir.Shape(tensor.shape.numpy()),
-                    name=value.name or "",
-                )
+    values = []
+    attributes = []
     try:
+        for graph in model.graphs():
+            for value in graph.initializers.values():
+                if (tensor := value.const_value) is not None and _is_large(tensor):
+                    values.append((value, tensor))
+                    value.const_value = _stub(tensor, value.name)
+        for node, attribute in tensor_attributes(model):
+            single = attribute.type is ir.AttributeType.TENSOR
+            if single and _is_large(constant := attribute.as_tensor()):
+                attributes.append((node, attribute))
+                stub = _stub(constant, constant.name)
+                node.attributes[attribute.name] = ir.AttrTensor(attribute.name, stub)
         return ir.to_proto(model)
     finally:
-        for value, tensor in originals:
+        for value, tensor in values:
             value.const_value = tensor
+        for node, attribute in attributes:
+            node.attributes[attribute.name] = attribute
+
+
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    return isinstance(tensor, PlannedTensor) or tensor.nbytes > SHOWN_BYTES
+
+
+def _stub(tensor: ir.TensorProtocol, name: str | None) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        STUB, None, None, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name or ""
+    )
 
 
 def dump(model: ir.Model, folder: Path, number: int, name: str) -> Path:

@@ -27,7 +27,7 @@ def block_size(weight: QuantizedWeight) -> int:
 class InsertEmbeddingQdqPass(ir.passes.InPlacePass):
     """Replaces `Gather(table, ids)` with `DequantizeLinear` of three Gathers: codes, scales, zero points.
 
-    Gathering first, only the rows that are looked up are dequantized.
+    Gathering first, only the rows that are looked up are dequantized. Lookups of one graph share a table.
 
     Args:
         selection: nodes and schemes, from `select_nodes`.
@@ -38,7 +38,8 @@ class InsertEmbeddingQdqPass(ir.passes.InPlacePass):
         self.selection = selection
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        names = WeightNames(model, "_table")
+        names = WeightNames(model)
+        known: dict[tuple[object, ...], QuantizedWeight] = {}
         modified = False
         for node, (candidate, scheme) in self.selection.chosen.items():
             if candidate.role != EMBEDDING or node.graph is None:
@@ -50,7 +51,9 @@ class InsertEmbeddingQdqPass(ir.passes.InPlacePass):
                 n=candidate.view.k,
                 transposed=not candidate.view.transposed,
             )
-            weight = names.weight(table, scheme, node)
+            key = (id(node.graph), *table.key, scheme)
+            weight = known.get(key) or names.weight(table, scheme, table=True)
+            known[key] = weight
             self.selection.weights[node.name or ""] = weight
             self._rewrite(Group(node, model), node, weight)
             modified = True

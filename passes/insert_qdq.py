@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
 
 import numpy as np
 import onnx_ir as ir
@@ -11,34 +11,40 @@ from zq2onnx.passes.candidates import EMBEDDING, Candidate
 from zq2onnx.passes.planned import INFIXES, Part, QuantizedWeight, WeightView, qdq_part
 from zq2onnx.passes.rewrite import Attributes, Group, sweep
 from zq2onnx.passes.select_nodes import Selection
-from zq2onnx.passes.trace_weights import constant_tensor, trace_constant
+from zq2onnx.passes.trace_weights import all_nodes, constant_tensor, trace_constant
 from zq2onnx.scheme import PerBlock, Scheme
 
+SUFFIXES = tuple(f"_{infix}{part.value}" for infix in dict.fromkeys(INFIXES.values()) for part in Part)
+"""What a weight's name becomes the names of its tensors with."""
 
-@dataclass
+
 class WeightNames:
-    """Hands out one `QuantizedWeight` for each matrix and scheme, under a name that the model has not."""
+    """Makes `QuantizedWeight`s under names that neither the model nor another weight has.
 
-    model: ir.Model
-    infix: str = ""
-    _known: dict[tuple[object, ...], QuantizedWeight] = field(default_factory=dict)
-    _taken: set[str] = field(default_factory=set)
+    Args:
+        model: its names are read once, now.
+    """
 
-    def weight(self, view: WeightView, scheme: Scheme, reader: ir.Node) -> QuantizedWeight:
-        """The weight as a node reads it; one for all its readers in a graph, another in a subgraph."""
-        key = (*view.key, scheme, id(reader.graph))
-        if key not in self._known:
-            name = f"{view.name}{self.infix}_Q{scheme.bits}"
-            while name in self._taken or self._in_model(name):
-                name += "_"
-            self._taken.add(name)
-            self._known[key] = QuantizedWeight(view, scheme, name)
-        return self._known[key]
+    def __init__(self, model: ir.Model) -> None:
+        self._taken = {value.name for graph in model.graphs() for value in graph.initializers.values()}
+        self._taken.update(value.name for value in model.graph.inputs)
+        self._taken.update(value.name for node in all_nodes(model) for value in node.outputs)
+        self._count: Counter[str] = Counter()
 
-    def _in_model(self, name: str) -> bool:
-        """Whether an earlier conversion named its tensors so."""
-        codes = [f"{name}_{infix}{Part.CODES.value}" for infix in INFIXES.values()]
-        return any(code in graph.initializers for graph in self.model.graphs() for code in codes)
+    def weight(self, view: WeightView, scheme: Scheme, *, table: bool = False) -> QuantizedWeight:
+        """The weight under a name of its own; a twin if there was one of the same numbers before."""
+        stem = f"{view.name}{'_table' if table else ''}_Q{scheme.bits}"
+        while self._in_use(name := self._next(stem)):
+            pass
+        self._taken.update(name + suffix for suffix in SUFFIXES)
+        return QuantizedWeight(view, scheme, name, table)
+
+    def _next(self, stem: str) -> str:
+        self._count[stem] += 1
+        return stem if self._count[stem] == 1 else f"{stem}_{self._count[stem]}"
+
+    def _in_use(self, name: str) -> bool:
+        return any(name + suffix in self._taken for suffix in SUFFIXES)
 
 
 def dequantized(group: Group, weight: QuantizedWeight) -> ir.Value:
@@ -81,7 +87,8 @@ class InsertQdqPass(ir.passes.InPlacePass):
     Replaces `Gemm(A, W, C)` with the same, a Transpose of A for transA, and `Add(., beta * C)`;
     transB and alpha go into the weight. Unit dimensions of a weight `[1, .., K, N]` that the activation
     has not go to it, by an Expand. Every reader of a shared weight gets its own
-    DequantizeLinear, for ONNX Runtime does not fuse one that has two readers.
+    DequantizeLinear of initializers of its own, for ONNX Runtime fuses neither one that has two readers
+    nor two that read the same initializers. They are twins: their bytes are stored once.
 
     Args:
         selection: nodes and schemes, from `select_nodes`. Embeddings are left to
@@ -99,7 +106,7 @@ class InsertQdqPass(ir.passes.InPlacePass):
             if candidate.role == EMBEDDING or node.graph is None:
                 continue
             assert isinstance(candidate.view, WeightView)
-            weight = names.weight(candidate.view, scheme, node)
+            weight = names.weight(candidate.view, scheme)
             self.selection.weights[node.name or ""] = weight
             self._rewrite(Group(node, model), candidate, weight)
             modified = True

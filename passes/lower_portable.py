@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,11 +31,15 @@ class LowerToPortablePass(ir.passes.InPlacePass):
     """Replaces `DequantizeLinear` + `MatMul` [+ branch] [+ constant bias] with `ai.zq2onnx::MatMulW4A16…`.
 
     Runs on planned weights only. The operator's meaning goes along as a model-local function.
+    Twins in one graph become one weight again.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         matches = [match for node in all_nodes(model) if (match := _match(node)) is not None]
+        shared: dict[tuple[int, QuantizedWeight], QuantizedWeight] = {}
         for match in matches:
+            key = (id(match.matmul.graph), match.weight)
+            match = dataclasses.replace(match, weight=shared.setdefault(key, match.weight))
             _lower(Group(match.last, model, source=match.matmul), match)
             add_function(model, _operator(match))
         if matches:
@@ -104,8 +109,8 @@ def _bias(group: Group, match: _Match) -> ir.Value | None:
 
 def add_function(model: ir.Model, operator: opset.Operator) -> None:
     """Put the operator's body in the model, for the model's own opset."""
-    version = model.opset_imports[""]
-    function = ir.serde.deserialize_function(opset.function_proto(operator, version))
-    if function.identifier() not in model.functions:
-        model.functions[function.identifier()] = function
+    identifier = (opset.DOMAIN, operator.name, "")
+    if identifier not in model.functions:
+        proto = opset.function_proto(operator, model.opset_imports[""])
+        model.functions[identifier] = ir.serde.deserialize_function(proto)
     model.opset_imports[opset.DOMAIN] = opset.DOMAIN_VERSION

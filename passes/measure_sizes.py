@@ -10,7 +10,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from zq2onnx.opset import BRANCH_INPUTS, DOMAIN, GROUP_KEY, MATMUL_INPUTS, MICROSOFT
-from zq2onnx.passes.trace_weights import STEP_OPS, constant_tensor, is_standard
+from zq2onnx.passes.planned import PlannedTensor, storage
+from zq2onnx.passes.trace_weights import STEP_OPS, constant_tensor, is_standard, tensor_attributes
 
 _LINEAR = ("MatMul", "Gemm")
 _FUSED_LINEAR = ("FusedMatMul", "FusedGemm")
@@ -103,11 +104,11 @@ class _Ledger:
 
     def __init__(self) -> None:
         self.entries: list[WeightSize] = []
-        self._counted: set[int] = set()
+        self._counted: set[object] = set()
 
     def count(self, name: str, op: str, kind: Kind, sources: list[ir.Value], weights: int) -> None:
         """Add an entry for the tensors behind `sources`, unless all of them were counted before."""
-        fresh = {id(value): value for value in sources if id(value) not in self._counted}
+        fresh = {key: value for value in sources if (key := _identity(value)) not in self._counted}
         if not fresh:
             return
         self._counted.update(fresh)
@@ -195,7 +196,7 @@ def _behind(value: ir.Value | None) -> list[ir.Value]:
     """The constants that a value is made of by casts, changes of shape and dequantization."""
     if value is None:
         return []
-    if constant_tensor(value) is not None:
+    if _stored(value) is not None:
         return [value]
     node = value.producer()
     if node is None:
@@ -209,9 +210,22 @@ def _behind(value: ir.Value | None) -> list[ir.Value]:
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol:
     """The tensor of a value that `_behind` returned."""
-    tensor = constant_tensor(value)
+    tensor = _stored(value)
     assert tensor is not None
     return tensor
+
+
+def _stored(value: ir.Value) -> ir.TensorProtocol | None:
+    """A constant's tensor, or an input's default value: the file holds both."""
+    return value.const_value if value.is_initializer() else constant_tensor(value)
+
+
+def _identity(value: ir.Value) -> object:
+    """Equal for values of the same bytes."""
+    tensor = _tensor(value)
+    if isinstance(tensor, PlannedTensor):
+        return tensor.key
+    return storage(tensor) if isinstance(tensor, ir.ExternalTensor) else id(value)
 
 
 def _table_size(node: ir.Node) -> int:
@@ -235,13 +249,6 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
         yield from (
             value.const_value for value in graph.initializers.values() if value.const_value is not None
         )
-    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for body in bodies:
-        for node in body.all_nodes():
-            for attribute in node.attributes.values():
-                if attribute.is_ref():
-                    continue
-                if attribute.type is ir.AttributeType.TENSOR:
-                    yield attribute.as_tensor()
-                elif attribute.type is ir.AttributeType.TENSORS:
-                    yield from attribute.as_tensors()
+    for _, attribute in tensor_attributes(model):
+        single = attribute.type is ir.AttributeType.TENSOR
+        yield from [attribute.as_tensor()] if single else attribute.as_tensors()

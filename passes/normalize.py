@@ -6,20 +6,31 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from zq2onnx.opset import DOMAIN
-from zq2onnx.passes.trace_weights import all_nodes
+from zq2onnx.passes.candidates import find_candidates
+from zq2onnx.passes.planned import WeightView
+from zq2onnx.passes.trace_weights import GRAPH_TYPES, all_nodes
+
+FIRST_IR_WITH_DEFAULTS = 4
+"""Until IR version 3 every initializer had to be an input; since 4, one that is has a default value."""
 
 STANDARD = "ai.onnx"
 """The long name of the domain ""."""
 
 
 class NormalizePass(ir.passes.InPlacePass):
-    """Replaces calls of local functions with their bodies, and default-valued inputs with constants.
+    """Replaces calls of local functions with their bodies, and inputs that are weights with constants.
 
     Functions of `ai.zq2onnx` stay: they are operators. So do those that cannot be inlined: of another
     opset than the model, or with subgraphs as attributes. An initializer that is also listed as a
-    graph input is a constant from here on. Dead nodes go, for nobody could check what they compute.
+    graph input is a constant from here on if a MatMul, Gemm or Gather reads it as its weight, which is
+    warned of; others stay inputs with a default. (Until IR version 3 all become constants: no model
+    could do otherwise than list them.) Dead nodes go, for nobody could check what they compute.
     Every node has a name of its own afterwards: the first of several that share one keeps it.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warnings: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = _shorten_domain(model)
@@ -28,14 +39,40 @@ class NormalizePass(ir.passes.InPlacePass):
         kept = {id(function) for function in model.functions.values() if not _inlines(function, model, calls)}
         steps = [
             common.InlinePass(criteria=lambda function: id(function) not in kept),
-            common.RemoveInitializersFromInputsPass(),
             common.RemoveUnusedFunctionsPass(),
             common.RemoveUnusedNodesPass(),
         ]
         for step in steps:
             modified |= step(model).modified
+        modified |= self._fix_weights(model)
         modified |= name_nodes(model)
         return ir.passes.PassResult(model, modified)
+
+    def _fix_weights(self, model: ir.Model) -> bool:
+        """Take the initializers that are weights from the inputs; whether there were any."""
+        inputs = list(model.graph.inputs)
+        defaults = [value for value in inputs if value.is_initializer()]
+        if not defaults:
+            return False
+        free = [value for value in inputs if not value.is_initializer()]
+        _set_inputs(model, free)
+        if model.ir_version >= FIRST_IR_WITH_DEFAULTS:
+            views = [candidate.view for candidate in find_candidates(model)]
+            weights = {id(view.tensor) for view in views if isinstance(view, WeightView)}
+            kept = [value for value in inputs if value in free or id(value.const_value) not in weights]
+            _set_inputs(model, kept)
+            self.warnings += [
+                f"the input {value.name} is a weight with a default value: the output has it as a constant"
+                for value in defaults
+                if value not in kept
+            ]
+            return len(kept) < len(inputs)
+        return True
+
+
+def _set_inputs(model: ir.Model, values: list[ir.Value]) -> None:
+    model.graph.inputs.clear()
+    model.graph.inputs.extend(values)
 
 
 def _shorten_domain(model: ir.Model) -> bool:
@@ -55,9 +92,8 @@ def _inlines(function: ir.Function, model: ir.Model, calls: list[ir.Node]) -> bo
         return False
     if any(imports.get(domain, version) != version for domain, version in function.opset_imports.items()):
         return False
-    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     return not any(
-        attribute.type in graphs
+        attribute.type in GRAPH_TYPES
         for node in calls
         if node.op_identifier() == function.identifier()
         for attribute in node.attributes.values()

@@ -14,6 +14,13 @@ EXACT_INT2_MULTIPLE = 4
 """ONNX Runtime fuses 2-bit DequantizeLinear + MatMul wrongly where N is no multiple of this."""
 
 
+def storage(tensor: ir.TensorProtocol) -> tuple[object, ...]:
+    """Identity of a tensor's bytes: equal for two names of one region of a file."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return tensor.path, tensor.offset or 0, tensor.nbytes
+    return (id(tensor),)
+
+
 @dataclass(frozen=True, eq=False)
 class WeightView:
     """A constant float matrix `[K, N]` as a MatMul reads it, wherever its bytes are.
@@ -38,9 +45,7 @@ class WeightView:
     @property
     def storage(self) -> tuple[object, ...]:
         """Identity of the stored bytes: equal for two names of one tensor."""
-        if isinstance(self.tensor, ir.ExternalTensor):
-            return self.tensor.path, self.tensor.offset or 0, self.tensor.nbytes
-        return (id(self.tensor),)
+        return storage(self.tensor)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -81,14 +86,32 @@ INFIXES = {Form.QDQ: "DQ_", Form.PORTABLE: "", Form.TABLE: "", Form.NIBBLES: "pa
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """One float weight and the scheme it is to be quantized with. Nodes may share one.
+    """One float weight, the scheme it is to be quantized with, and what its tensors are named after.
 
-    An embedding table is read as the transpose of a MatMul's weight: `n` rows of `k`.
+    Equal where the numbers are, under whatever names: such *twins* are computed and stored once.
+
+    Attributes:
+        view: the float weight. An embedding table is read as the transpose of a MatMul's: `n` rows of `k`.
+        scheme: how to quantize it.
+        name: first part of its tensors' names.
+        table: whether it is an embedding.
     """
 
     view: WeightView
     scheme: Scheme
     name: str
+    table: bool = False
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for twins."""
+        return *self.view.key, self.scheme, self.table
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, QuantizedWeight) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     @property
     def layout(self) -> PackedLayout:
@@ -125,6 +148,14 @@ class PlannedTensor(ir.LazyTensor):
         self.weight = weight
         self.part = part
         self.form = form
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for tensors that share their place in the file.
+
+        Factors share none: each is moved to the file's end by its own name, and they are small.
+        """
+        return self.weight, self.part, self.form, self.dtype, self.part in FACTORS and self.name
 
 
 def _not_yet() -> ir.TensorProtocol:

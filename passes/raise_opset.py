@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 
@@ -23,10 +24,12 @@ INT2_OPSET = 25
 BODY_OPSET = 18
 """What the operators' bodies need: BitwiseAnd, Split with num_outputs."""
 LOWEST_IR_VERSION = 10
+NOISE = re.compile(r" at 0x[0-9a-fA-F]+|^\S+:\d+: .*?Assertion `.*?` failed: ?")
+"""Addresses of objects, and where in ONNX's C++ source an assertion stands."""
 
 
 class RaiseOpsetPass(ir.passes.InPlacePass):
-    """Replaces operators of an older opset with those of `target`; names stay.
+    """Replaces operators of an older opset with those of `target`, or else of `least`; names stay.
 
     Runs after `NormalizePass`, for the converter works on plain graphs. A model that is at `target` or
     above is left as it is, and so is one that holds operators of `ai.zq2onnx`: the converter would
@@ -59,14 +62,20 @@ class RaiseOpsetPass(ir.passes.InPlacePass):
         reason = _convert(model, self.target)
         if reason is None:
             return ir.passes.PassResult(model, True)
-        if version < self.least:
+        failed = f"raising it to {self.target} failed: {reason}"
+        if version >= self.least:
+            self.warnings.append(f"opset {version} was kept: {failed}")
+            return ir.passes.PassResult(model, False)
+        if self.least < self.target:
+            reason = _convert(model, self.least)
+        if reason is not None:
             raise UserError(
-                f"opset {version} cannot be raised to {self.target}: {reason}",
+                f"opset {version} cannot be raised to {self.least}: {reason}",
                 f"opset {self.least} or later",
                 f"export the model with opset_version={self.target}",
             )
-        self.warnings.append(f"opset {version} was kept: raising it to {self.target} failed: {reason}")
-        return ir.passes.PassResult(model, False)
+        self.warnings.append(f"opset {version} was raised to {self.least} only: {failed}")
+        return ir.passes.PassResult(model, True)
 
 
 class _Skipped(logging.Handler):
@@ -80,7 +89,7 @@ class _Skipped(logging.Handler):
         message = record.getMessage()
         if message.startswith(("Skipping version conversion", "Failed to convert")):
             cause = record.exc_info[1] if record.exc_info else None
-            self.reasons.append(_first_line(cause) if cause is not None else message)
+            self.reasons.append(_root_cause(cause) if cause is not None else message)
 
 
 @contextlib.contextmanager
@@ -99,9 +108,12 @@ def _watched() -> Iterator[list[str]]:
         log.propagate = propagate
 
 
-def _first_line(error: BaseException) -> str:
+def _root_cause(error: BaseException) -> str:
+    """The first line of what was raised first, without `NOISE`."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return NOISE.sub("", lines[0]) if lines else type(error).__name__
 
 
 def _convert(model: ir.Model, target: int) -> str | None:
@@ -116,7 +128,7 @@ def _convert(model: ir.Model, target: int) -> str | None:
         with _watched() as reasons:
             version_converter.convert_version(trial, target, fallback=True)
     except Exception as error:  # the converter raises whatever its adapters raise
-        return _first_line(error)
+        return _root_cause(error)
     if reasons or trial.opset_imports.get("") != target:
         return reasons[0] if reasons else "the version converter gave up"
     for node in all_nodes(trial):

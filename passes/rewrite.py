@@ -100,7 +100,7 @@ class Group:
 
 def _same(one: ir.TensorProtocol | None, other: ir.TensorProtocol) -> bool:
     if isinstance(one, PlannedTensor) and isinstance(other, PlannedTensor):
-        return (one.weight, one.part, one.form) == (other.weight, other.part, other.form)
+        return one.key == other.key
     if one is None or isinstance(one, PlannedTensor) or isinstance(other, PlannedTensor):
         return False
     alike = one.dtype == other.dtype and tuple(one.shape.numpy()) == tuple(other.shape.numpy())

@@ -129,10 +129,10 @@ def _scheme_or_reason(policy: Policy, candidate: Candidate) -> Scheme | str:
 def _embedding_scheme(
     policy: Policy, candidate: Candidate, rules: list[NodeRule], asked: bool
 ) -> Scheme | str:
+    if not asked and not is_fed(candidate.node.inputs[1]):
+        return "its rows are chosen by position; --include with --embedding-bits quantizes it"
     if policy.embedding is None:
         return "embeddings are left float; --embedding-bits quantizes them"
-    if not asked and not is_fed(candidate.node.inputs[1]):
-        return "its rows are chosen by position; --include quantizes it"
     scheme = policy.embedding
     for rule in rules:
         fields = {key: value for key, value in rule.overrides.items() if key in EMBEDDING_FIELDS}

@@ -14,6 +14,10 @@ from zq2onnx.passes.planned import WeightView
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOAT_NAMES = ", ".join(dtype.name for dtype in FLOAT_TYPES)
 BOTH_ACTIVATIONS = "both operands are activations"
+COMPUTED_NODES = 32
+"""What takes this many nodes to compute is taken for an activation."""
+GRAPH_TYPES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+TENSOR_TYPES = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
 STEP_OPS = ("Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
 
 
@@ -27,9 +31,22 @@ def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     return iter(ir.traversal.RecursiveGraphIterator(model.graph))
 
 
+def tensor_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Attr]]:
+    """Every attribute of a node that holds tensors, in subgraphs and functions too; no references."""
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
+        for node in body.all_nodes():
+            for attribute in list(node.attributes.values()):
+                if attribute.type in TENSOR_TYPES and not attribute.is_ref():
+                    yield node, attribute
+
+
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or a Constant node; None for anything computed or fed."""
-    if value is None:
+    """The tensor of an initializer or a Constant node; None for anything computed or fed.
+
+    An initializer that is a graph input too is a default that whoever runs the model may replace.
+    """
+    if value is None or value.is_graph_input():
         return None
     if value.is_initializer():
         return value.const_value
@@ -167,6 +184,23 @@ def _forward(chain: list[ir.Node], tensor: ir.TensorProtocol) -> tuple[_Axes, ir
     return axes, dtype
 
 
+def _is_computed(node: ir.Node) -> bool:
+    """Whether a node's result depends on constants alone, as far as `COMPUTED_NODES` nodes tell."""
+    found = [node]
+    for maker in found:  # grows meanwhile
+        if any(attribute.type in GRAPH_TYPES for attribute in maker.attributes.values()):
+            return False  # a subgraph reads what its node does not list
+        for value in maker.inputs:
+            if value is None or constant_tensor(value) is not None:
+                continue
+            producer = value.producer()
+            if producer is None or len(found) == COMPUTED_NODES:
+                return False
+            if producer not in found:
+                found.append(producer)
+    return True
+
+
 def trace_constant(value: ir.Value | None) -> TracedConstant | str:
     """The float constant behind a value, or the reason why there is none.
 
@@ -181,7 +215,7 @@ def trace_constant(value: ir.Value | None) -> TracedConstant | str:
         if is_standard(node, "DequantizeLinear"):
             return "already quantized (DequantizeLinear)"
         if not is_standard(node, *STEP_OPS):
-            return BOTH_ACTIVATIONS
+            return f"its weight is computed by a {node.op_type}" if _is_computed(node) else BOTH_ACTIVATIONS
         chain.append(node)
         value = node.inputs[0]
     tensor = constant_tensor(value)

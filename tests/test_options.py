@@ -106,29 +106,29 @@ def test_every_option_that_changes_the_bytes_is_described() -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ('colour = "red"', "unknown key 'colour'; one of scheme, group-size"),
+        ('colour = "red"', "unknown key 'colour'; required: one of scheme, group-size"),
         ("jobs = 2", "unknown key 'jobs'"),
-        ('scheme = "w5a16"', "unknown scheme 'w5a16'; one of w8a16, w4a16, w3a16, w2a16"),
-        ("scheme = 4", "scheme is 4; text"),
-        ("group-size = 100", "group size 100; one of 16, 32"),
-        ("group-size = 64.0", "group-size is 64.0; a whole number or text"),
-        ("symmetric = 1", "symmetric is 1; true or false"),
-        ("lorc-rank = true", "lorc-rank is True; a whole number"),
-        ("lorc-rank = 1000", "rank 1000; 0 to 128"),
-        ('method = "gptq"', "unknown method 'gptq'; one of rtn"),
-        ("embedding-bits = 3", "3 embedding bits; 8 or 4"),
-        ('target = "tflite"', "unknown target 'tflite'; one of portable, qdq"),
-        ("only = 3", "only is 3; text or a list of texts"),
-        ('only = ["a", 3]', "only is ['a', 3]; text or a list of texts"),
+        ('scheme = "w5a16"', "unknown scheme 'w5a16'; required: one of w8a16, w4a16, w3a16, w2a16"),
+        ("scheme = 4", "scheme is 4; required: text"),
+        ("group-size = 100", "group size 100; required: one of 16, 32"),
+        ("group-size = 64.0", "group-size is 64.0; required: a whole number or text"),
+        ("symmetric = 1", "symmetric is 1; required: true or false"),
+        ("lorc-rank = true", "lorc-rank is True; required: a whole number"),
+        ("lorc-rank = 1000", "rank 1000; required: 0 to 128"),
+        ('method = "gptq"', "unknown method 'gptq'; required: one of rtn"),
+        ("embedding-bits = 3", "3 embedding bits; required: 8 or 4"),
+        ('target = "tflite"', "unknown target 'tflite'; required: one of portable, qdq"),
+        ("only = 3", "only is 3; required: text or a list of texts"),
+        ('only = ["a", 3]', "only is ['a', 3]; required: text or a list of texts"),
         ("node = 3", "[[node]] tables"),
         ('[node]\nmatch = "a"', "[[node]] tables"),
         ("[[node]]\nkeep-float = true", "[[node]] table 1: it has no `match`"),
         ('[[node]]\nmatch = "a"\n[[node]]\nmatch = "a"\nbits = 3', "[[node]] table 2: unknown key 'bits'"),
         ('[[node]]\nmatch = "a"\nscheme = "w9a16"', "[[node]] table 1: unknown scheme 'w9a16'"),
         ('[[node]]\nmatch = "a"\nlorc-rank = -1', "[[node]] table 1: low-rank compensation of rank -1"),
-        ('[[node]]\nmatch = "a"\ntarget = "qdq"', "unknown key 'target'; one of match, scheme"),
-        ("[[node]]\nmatch = 3", "match is 3; text"),
-        ('[[node]]\nmatch = "a"\nkeep-float = "yes"', "keep-float is 'yes'; true or false"),
+        ('[[node]]\nmatch = "a"\ntarget = "qdq"', "unknown key 'target'; required: one of match, scheme"),
+        ("[[node]]\nmatch = 3", "match is 3; required: text"),
+        ('[[node]]\nmatch = "a"\nkeep-float = "yes"', "keep-float is 'yes'; required: true or false"),
         ("scheme = ", "a recipe in TOML"),
         ('scheme = "w4a16"\nscheme = "w4a16"', "a recipe in TOML"),
     ],
@@ -183,7 +183,9 @@ def test_bad_recipe_at_the_command_line(
     assert main(["convert", str(model), "--recipe", str(recipe)]) == 2
     assert "'nowhere' matches no node" in capsys.readouterr().err
     assert main(["convert", str(model), "--recipe", str(tmp_path / "absent.toml")]) == 2
-    assert capsys.readouterr().err.endswith("absent.toml: no such file or directory; a recipe in TOML\n")
+    assert capsys.readouterr().err.endswith(
+        "absent.toml: no such file or directory; required: a recipe in TOML\n"
+    )
     assert linear_model.files(tmp_path) == before
 
 

@@ -10,7 +10,7 @@ class Zq2onnxError(Exception):
 
 
 class UserError(Zq2onnxError):
-    """Something the user can mend: prints as `found; required; remedy` and exits with 2.
+    """Something the user can mend: prints as `found; required: ..; remedy` and exits with 2.
 
     Args:
         found: what was met, with the file, the node's name and the numbers.
@@ -21,7 +21,8 @@ class UserError(Zq2onnxError):
     exit_code = 2
 
     def __init__(self, found: str, required: str = "", remedy: str = "") -> None:
-        super().__init__("; ".join(part for part in (found, required, remedy) if part))
+        parts = (found, f"required: {required}" if required else "", remedy)
+        super().__init__("; ".join(part for part in parts if part))
         self.found = found
         self.required = required
         self.remedy = remedy

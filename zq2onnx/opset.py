@@ -37,6 +37,10 @@ DOMAIN = "ai.zq2onnx"
 DOMAIN_VERSION = 1
 MICROSOFT = "com.microsoft"
 
+FLOAT_ACTIVATIONS = {"session.qdq_matmulnbits_accuracy_level": "0"}
+"""Session configuration that a qdq model needs: ONNX Runtime's own default of level 4 rounds the
+activations to int8."""
+
 GROUP_KEY = "ai.zq2onnx.group"
 """Key in `metadata_props` of every node that the passes wrote; its value is the name of the node
 that the group replaces. A group reads one activation and has one output."""

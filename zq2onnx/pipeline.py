@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from pathlib import Path
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from zq2onnx.conversion.finish import copy_unchanged, finish, least_ir_version
+from zq2onnx.conversion.dumps import Dumps
+from zq2onnx.conversion.finish import copy_unchanged, finish, least_ir_version, stale_data
 from zq2onnx.conversion.identity import journal_header, stamp
-from zq2onnx.conversion.loading import load, naming
+from zq2onnx.conversion.loading import Source, load, naming
 from zq2onnx.conversion.options import Choices, Options, resolve
 from zq2onnx.conversion.placement import plan_output
 from zq2onnx.conversion.stream import Progress, Writer
@@ -21,7 +23,6 @@ from zq2onnx.conversion.summary import fill_nodes, fill_sizes, peak_rss_bytes, r
 from zq2onnx.errors import CheckFailed, UserError
 from zq2onnx.passes.add_low_rank import AddLowRankPass
 from zq2onnx.passes.drop_low_rank import DropLowRankPass
-from zq2onnx.passes.dump import dump
 from zq2onnx.passes.insert_embedding_qdq import InsertEmbeddingQdqPass
 from zq2onnx.passes.insert_qdq import InsertQdqPass
 from zq2onnx.passes.lower_embeddings import LowerEmbeddingsPass
@@ -37,7 +38,9 @@ from zq2onnx.scheme import CheckMode, Target, parse_choice
 from zq2onnx.storage.companions import check_companions, copy_companions
 from zq2onnx.storage.failures import keeping_the_journal
 from zq2onnx.storage.journal import Journal
-from zq2onnx.storage.output import OutputFiles, check_side_files
+from zq2onnx.storage.lock import locked
+from zq2onnx.storage.output import OutputFiles
+from zq2onnx.storage.paths import check_side_files
 from zq2onnx.verify import check as check_model
 
 
@@ -66,6 +69,7 @@ def convert(
     single_file: bool | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    check_progress: Progress | None = None,
 ) -> Report:
     """Quantize an exported transformer and write a model that stock ONNX Runtime runs.
 
@@ -76,13 +80,15 @@ def convert(
         model: ONNX file; its external data beside it.
         output: file to write, by default `MODEL.SCHEME.onnx` beside the input. Weights go to
             `OUT.onnx.data`.
-        progress: called with the number of weights done since the last call and of all.
+        progress: called with the number of parameters done since the last call and of all.
+        check_progress: called with the number of nodes checked so far and of those to check.
 
     Returns:
         What was done to every node, sizes, errors and what the file needs to run.
 
     Raises:
-        UserError: the input, an option or the output path is not usable; nothing is left behind.
+        UserError: the input, an option or the output path is not usable, or another process is
+            writing this output; nothing is left behind.
         CheckFailed: the file was written and does not compute what it should.
     """
     started = time.monotonic()
@@ -101,6 +107,7 @@ def convert(
         include=_patterns(include),
         exclude=_patterns(exclude),
     )
+    check_byte_order()
     options = resolve(said, None if recipe is None else Path(recipe))
     mode = parse_choice(CheckMode, check, "check")
     if mode is not CheckMode.NONE:
@@ -111,56 +118,102 @@ def convert(
     source = load(Path(model))
     path = default_output(source.path, options) if output is None else Path(output)
     files = OutputFiles(path, options.single_file)
-    journal = Journal(files.journal, journal_header(source, options))
-    resumed = resume and journal.resume()
-    files.check(source.files, force or (resumed and journal.wrote(path)))
-    check_companions(source.path.parent, path.parent, force=force)
+    files.check_inputs(source.files)
     dumps = Dumps(None if dump_passes is None else Path(dump_passes))
     report_path = None if report is None else Path(report)
-    check_side_files(report_path, dumps.folder, [*source.files, *files.final, *files.unfinished])
-
-    graph = source.model
-    result = Report(options.describe(), requirements(graph), str(path), options.target.value)
-    result.bytes_before = source.nbytes
-    raising = raise_opset(options)
-    with naming(source.path):
-        dumps.run([NormalizePass(), raising], graph)
-        selection = select_nodes(graph, options.policy)
-    result.nodes = selection.reports
-    if selection.chosen:
-        result.warnings += [*selection.warnings, *raising.warnings]
-        with naming(source.path):
-            dumps.run(passes_for(options, selection, graph), graph)
-        plan = plan_output(graph)
-        files.check_size(plan.data.size + plan.factors.size)
-        with keeping_the_journal(files, journal):
-            files.reserve(plan.data.size, plan.factors.size, keep=resumed)
-            journal.open()
-            with naming(source.path):
-                written = Writer(plan, files, journal, progress or _silent).run(workers)
-            DropLowRankPass({weight for weight, facts in written.facts.items() if facts.dropped})(graph)
-            graph.ir_version = least_ir_version(graph)
-            graph.metadata_props.update(stamp(source, options, written))
-            finish(graph, plan, files, journal)
-        result.requires = requirements(graph)
-        fill_nodes(result, selection, written.facts)
-        fill_sizes(result, plan, written.facts)
-        result.reused_weights = written.reused
-        result.bytes_after = files.nbytes
-    else:
-        copy_unchanged(source, files, force)
-        result.bytes_after = source.nbytes
-    copy_companions(source.path.parent, path.parent, force=force)
-    failure = verify(path, result, mode)
-    result.seconds = time.monotonic() - started
-    result.peak_rss_bytes = peak_rss_bytes()
-    if report_path is not None:
-        report_path.parent.mkdir(exist_ok=True)
-        result.save(report_path)
-    files.discard()
+    with locked(files):
+        journal = Journal(files.journal, journal_header(source, options))
+        resumed = resume and journal.resume()
+        files.check(force or (resumed and journal.wrote(path)))
+        check_companions(source.path.parent, path.parent, force=force)
+        check_side_files(report_path, dumps.folder, [*source.files, *files.final, *files.unfinished])
+        files.stale = stale_data(files, source)
+        result = Report(options.describe(), requirements(source.model), str(path), options.target.value)
+        result.bytes_before = source.nbytes
+        selection = prepare(source, options, result, dumps)
+        if selection.chosen:
+            run = Run(source, options, files, journal, dumps, resumed)
+            quantize(run, selection, result, workers, progress or _silent)
+        else:
+            copy_unchanged(source, files, force)
+            result.bytes_after = source.nbytes
+        copy_companions(source.path.parent, path.parent, force=force)
+        failure = verify(path, result, mode, check_progress)
+        result.seconds = time.monotonic() - started
+        result.peak_rss_bytes = peak_rss_bytes()
+        if report_path is not None:
+            report_path.parent.mkdir(exist_ok=True)
+            result.save(report_path)
+        files.discard()
     if failure is not None:
         raise failure
     return result
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a conversion works with."""
+
+    source: Source
+    options: Options
+    files: OutputFiles
+    journal: Journal
+    dumps: Dumps
+    resumed: bool
+
+
+def check_byte_order() -> None:
+    """ONNX stores little-endian bytes, and weights are mapped as they are stored.
+
+    Raises:
+        UserError: this machine has another byte order.
+    """
+    if sys.byteorder != "little":
+        raise UserError(
+            f"this machine is {sys.byteorder}-endian", "a little-endian one", "convert the model on another"
+        )
+
+
+def prepare(source: Source, options: Options, result: Report, dumps: Dumps) -> Selection:
+    """Normalize, select, raise the opset where there is something to quantize; tell the report.
+
+    A model without anything to quantize is written unchanged, so its opset is of no concern.
+    """
+    graph = source.model
+    normalize, raising = NormalizePass(), raise_opset(options)
+    with naming(source.path):
+        dumps.run([normalize], graph)
+        selection = select_nodes(graph, options.policy)
+        if selection.chosen:
+            dumps.run([raising], graph)
+            selection = select_nodes(graph, options.policy)
+    result.nodes = selection.reports
+    if selection.chosen:
+        result.warnings += [*normalize.warnings, *selection.warnings, *raising.warnings]
+    return selection
+
+
+def quantize(run: Run, selection: Selection, result: Report, workers: int, progress: Progress) -> None:
+    """Rewrite the graph, stream the weights, publish the files; tell the report."""
+    graph, files = run.source.model, run.files
+    with naming(run.source.path):
+        run.dumps.run(passes_for(run.options, selection, graph), graph)
+    plan = plan_output(graph)
+    files.check_size(plan.data.size + plan.factors.size)
+    with keeping_the_journal(files, run.journal):
+        files.reserve(plan.data.size, plan.factors.size, keep=run.resumed)
+        run.journal.open()
+        with naming(run.source.path):
+            written = Writer(plan, files, run.journal, progress).run(workers)
+        DropLowRankPass({weight for weight, facts in written.facts.items() if facts.dropped})(graph)
+        graph.ir_version = least_ir_version(graph)
+        graph.metadata_props.update(stamp(run.source, run.options, written))
+        finish(graph, plan, files, run.journal)
+    result.requires = requirements(graph)
+    fill_nodes(result, selection, written.facts)
+    fill_sizes(result, plan, written.facts)
+    result.reused_weights = written.reused
+    result.bytes_after = files.nbytes
 
 
 def raise_opset(options: Options) -> RaiseOpsetPass:
@@ -186,30 +239,15 @@ def passes_for(options: Options, selection: Selection, model: ir.Model) -> list[
     return [*middle, *lower, common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()]
 
 
-@dataclass
-class Dumps:
-    """Runs passes and, with a folder, writes the graph after each."""
-
-    folder: Path | None
-    count: int = 0
-
-    def run(self, passes: Sequence[ir.passes.PassBase], model: ir.Model) -> None:
-        """Run the passes in order."""
-        for step in passes:
-            step(model)
-            if self.folder is not None:
-                self.folder.mkdir(exist_ok=True)
-                dump(model, self.folder, self.count, type(step).__name__)
-            self.count += 1
-
-
-def verify(path: Path, report: Report, mode: CheckMode) -> CheckFailed | None:
+def verify(
+    path: Path, report: Report, mode: CheckMode, progress: Progress | None = None
+) -> CheckFailed | None:
     """Check the written file; the failure is returned, so that the report can be saved first."""
     names = [node.name for node in report.quantized]
     if mode is CheckMode.NONE or not names:
         return None
     try:
-        report.check = check_model(path, names, mode.value)
+        report.check = check_model(path, names, mode.value, progress=progress)
     except CheckFailed as failure:
         return failure
     return None

@@ -77,7 +77,8 @@ class Report:
         peak_rss_bytes: the process's greatest resident memory.
         bytes_before, bytes_after: the whole model with its external data.
         effective_bits: bits per rewritten weight: codes, scales, zero points and factors.
-        load_bytes: memory that stock ONNX Runtime needs for the rewritten weights while it loads.
+        load_bytes: memory that stock ONNX Runtime needs for the rewritten weights while it loads; None
+            where that is not known: for qdq, and for a model whose embeddings are quantized.
         reused_weights: weights taken over from an interrupted run by `--resume`.
         warnings: one line each.
     """
@@ -91,7 +92,7 @@ class Report:
     bytes_before: int = 0
     bytes_after: int = 0
     effective_bits: float | None = None
-    load_bytes: int = 0
+    load_bytes: int | None = None
     reused_weights: int = 0
     nodes: list[NodeReport] = field(default_factory=list)
     check: CheckReport | None = None

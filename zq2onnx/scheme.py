@@ -136,7 +136,7 @@ def parse_granularity(text: str | int) -> Granularity:
     Raises:
         UserError: the size is not one of `GROUP_SIZES`.
     """
-    if str(text) == "row":
+    if str(text).lower() == "row":
         return PerChannel()
     try:
         return PerBlock(int(text))

@@ -46,7 +46,7 @@ def system_error(number: int, name: str | None) -> OSError:
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (UserError("found 3", "needs 4", "add 1"), 2, "error: found 3; needs 4; add 1"),
+        (UserError("found 3", "needs 4", "add 1"), 2, "error: found 3; required: needs 4; add 1"),
         (CheckFailed("node 'a' is off by 0.5"), 1, "error: node 'a' is off by 0.5"),
         (UserError("two\n  lines"), 2, "error: two   lines"),
         (UserError("weights[0] of m[1].onnx"), 2, "error: weights[0] of m[1].onnx"),

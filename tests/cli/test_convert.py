@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,9 @@ import pytest
 from tests import zoo
 from tests.convert import linear_model
 from zq2onnx.cli.app import main
-from zq2onnx.cli.outcome import requirements
+from zq2onnx.cli.outcome import print_report, requirements
 from zq2onnx.conversion.options import DEFAULTS
-from zq2onnx.report import Report, Requirements
+from zq2onnx.report import NodeReport, Report, Requirements, Status
 
 
 @pytest.fixture
@@ -38,10 +40,42 @@ def test_quiet_prints_nothing(model: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_requirements_are_told() -> None:
     needs = Requirements("1.27", {"": 25}, 12, ["CUDAExecutionProvider"], {"session.key": "0"})
-    assert requirements(Report({}, needs, load_bytes=7_400_000)) == (
-        "needs onnxruntime >= 1.27, a GPU (CUDAExecutionProvider), the session option session.key=0,"
-        " 7 MB for the rewritten weights while it loads"
+    assert requirements(Report({}, needs)) == (
+        "needs onnxruntime >= 1.27, a GPU (CUDAExecutionProvider), the session option session.key=0"
     )
+
+
+@pytest.mark.parametrize(("load_bytes", "told"), [(None, False), (99_000_000, False), (7_100_000_000, True)])
+def test_memory_for_loading_is_told_where_it_is_much(
+    load_bytes: int | None, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = Report({}, Requirements("1.20", {"": 21}, 10, []), load_bytes=load_bytes, effective_bits=4.0)
+    report.bytes_before = report.bytes_after = 1
+    report.nodes = [NodeReport("a", "MatMul", [1, 1], Status.QUANTIZED)]
+    print_report(report)
+    line = "stock ONNX Runtime needs about 7100 MB to load the rewritten weights\n"
+    assert (line in capsys.readouterr().out) == told
+
+
+def test_one_bar_after_the_other(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, float | None, float]] = []
+
+    @contextlib.contextmanager
+    def progress(
+        description: str, total: float | None, quiet: bool, unit: str
+    ) -> Iterator[Callable[[float], None]]:
+        amounts: list[float] = []
+        assert not open_bars
+        open_bars.append(description)
+        yield amounts.append
+        open_bars.pop()
+        shown.append((description, total, sum(amounts)))
+
+    open_bars: list[str] = []
+    monkeypatch.setattr("zq2onnx.cli.console.progress", progress)
+    assert main(["convert", str(model), "--check", "full"]) == 0
+    parameters = 3 * 64**2 + 64
+    assert shown == [("quantizing", parameters, parameters), ("checking", 3, 3)]
 
 
 def test_negations_override_a_recipe(model: Path) -> None:

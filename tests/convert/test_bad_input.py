@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.convert import linear_model
 from zq2onnx.cli.app import main
@@ -116,6 +117,79 @@ def test_external_data_at_an_impossible_place(refused: Refusal, model: Path, ent
 def test_external_data_with_malformed_entries(refused: Refusal, model: Path, entries: dict[str, str]) -> None:
     linear_model.edit(model, "layers.1.weight", **entries)
     assert str(model) in refused(model)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_sparse_initializers(refused: Refusal, model: Path, nested: bool) -> None:
+    proto = onnx.load(model, load_external_data=False)
+    graph = proto.graph
+    if nested:
+        branch = helper.make_graph(
+            [helper.make_node("Identity", ["thin"], ["z"])],
+            "branch",
+            [],
+            [helper.make_tensor_value_info("z", TensorProto.FLOAT, [4])],
+        )
+        condition = numpy_helper.from_array(np.array(True), "condition")
+        graph.initializer.append(condition)
+        graph.node.append(
+            helper.make_node("If", ["condition"], ["w"], then_branch=branch, else_branch=branch)
+        )
+        graph = graph.node[-1].attribute[0].g
+    values = numpy_helper.from_array(np.ones(2, np.float32), "thin")
+    indices = numpy_helper.from_array(np.array([0, 2]), "indices")
+    graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
+    model.write_bytes(proto.SerializeToString())
+    message = refused(model)
+    assert str(model) in message and "'thin' is sparse" in message
+
+
+@pytest.mark.parametrize("width", [8, 200])
+@pytest.mark.parametrize("kind", ["short", "long", "typed", "nothing"])
+def test_tensor_in_the_file_that_is_not_whole(
+    refused: Refusal, tmp_path: Path, width: int, kind: str
+) -> None:
+    path = linear_model.write(tmp_path / "m.onnx", external=False)
+    proto = onnx.load(path)
+    odd = numpy_helper.from_array(np.ones((width, width), np.float32), "odd")
+    match kind:
+        case "short":
+            odd.raw_data = odd.raw_data[:-4]
+        case "long":
+            odd.raw_data += bytes(4)
+        case "typed":
+            odd.ClearField("raw_data")
+            odd.float_data.extend([1.0] * (width**2 - 1))
+        case "nothing":
+            odd.ClearField("raw_data")
+    proto.graph.initializer.append(odd)
+    proto.graph.output.append(helper.make_tensor_value_info("odd", TensorProto.FLOAT, [width, width]))
+    path.write_bytes(proto.SerializeToString())
+    message = refused(path)
+    assert str(path) in message and "the tensor 'odd' holds" in message
+
+
+def test_attribute_that_is_not_whole(refused: Refusal, model: Path) -> None:
+    proto = onnx.load(model, load_external_data=False)
+    constant = numpy_helper.from_array(np.ones(4, np.float32))
+    constant.raw_data = constant.raw_data[:-1]
+    proto.graph.node.append(helper.make_node("Constant", [], ["c"], name="odd", value=constant))
+    model.write_bytes(proto.SerializeToString())
+    assert "the tensor 'odd.value' holds 15 bytes; required: 16" in refused(model)
+
+
+def test_large_attribute_with_external_data(
+    refused: Refusal, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Constant is made an initializer; other attributes cannot be left where they are."""
+    proto = onnx.load(model, load_external_data=False)
+    tensor = proto.graph.initializer[0]
+    proto.graph.node.append(
+        helper.make_node("ConstantOfShape", ["shape"], ["c"], name="filled", value=tensor)
+    )
+    model.write_bytes(proto.SerializeToString())
+    monkeypatch.setattr("zq2onnx.storage.mapped.CHUNK", 1000)
+    assert "node 'filled' holds 0 MB in its attribute 'value'" in refused(model)
 
 
 @pytest.mark.parametrize("opset", [7, 99])

@@ -12,12 +12,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import threadpoolctl
 from onnx import TensorProto, helper, numpy_helper
 
 import zq2onnx
 from tests import zoo
 from tests.convert import linear_model
 from zq2onnx.cli.app import main
+from zq2onnx.conversion.identity import blas_architectures, journal_header
+from zq2onnx.conversion.loading import load
+from zq2onnx.conversion.options import Choices, resolve
 from zq2onnx.errors import CheckFailed, UserError
 from zq2onnx.passes.measure_sizes import measure_sizes
 from zq2onnx.report import CheckReport, Status
@@ -174,18 +178,20 @@ def test_report_is_what_the_issue_lists(model: Path) -> None:
     # A row of 64 is one group: 4 bits, a scale and a zero point a row, int8 factors with their scales.
     bits = (64 * 32 + 64 * 5 + 2 * 64 * 8 + 2 * 8 * 4) * 8 / 64**2
     assert report["effective_bits"] == pytest.approx(bits)
+    assert report["load_bytes"] == int(0.6 * 2 * 64**2)
     assert report["reused_weights"] == 0 and report["check"]["nodes_checked"] == 1
 
 
 def test_metadata_says_how_and_not_where_or_when(model: Path) -> None:
     convert(model, recipe=None, scheme="w3a16", exclude=["layers.2"])
     said = metadata(model.with_name("m.w3a16.onnx"))
+    assert set(said) == {"zq2onnx.version", "zq2onnx.scheme", "zq2onnx.options", "zq2onnx.input"}
     assert said["zq2onnx.version"] == zq2onnx.__version__
     assert said["zq2onnx.scheme"] == "w3a16"
-    assert json.loads(said["zq2onnx.conversion.options"])["exclude"] == ["layers.2"]
+    assert json.loads(said["zq2onnx.options"])["exclude"] == ["layers.2"]
     assert said["zq2onnx.input"].startswith("sha256:")
     text = " ".join(contents(model.with_name("m.w3a16.onnx"))[0].decode("latin-1").split())
-    assert str(model.parent) not in text and os.uname().nodename not in said["zq2onnx.conversion.options"]
+    assert str(model.parent) not in text and os.uname().nodename not in said["zq2onnx.options"]
 
 
 def test_fingerprint_covers_the_weights(model: Path) -> None:
@@ -242,12 +248,124 @@ def test_converted_model_is_left_as_it_is(model: Path, target: str, capsys: pyte
     assert all(node.status is Status.SKIPPED and node.reason for node in report.nodes)
 
 
-def test_nothing_to_quantize_of_an_old_opset_keeps_its_requirements(tmp_path: Path) -> None:
-    model = linear_model.write(tmp_path / "m.onnx", {}, opset=13, external=False)
+@pytest.mark.parametrize("opset", [9, 13])
+def test_nothing_to_quantize_of_an_old_opset_keeps_its_requirements(tmp_path: Path, opset: int) -> None:
+    model = linear_model.write(tmp_path / "m.onnx", {}, opset=opset, external=False)
     output = tmp_path / "new" / "q.onnx"
     report = convert(model, output)
     assert output.read_bytes() == model.read_bytes()
-    assert report.requires.opset == {"": 13}
+    assert report.requires.opset == {"": opset} and report.warnings == []
+
+
+def test_nothing_to_quantize_with_functions_of_another_opset(tmp_path: Path) -> None:
+    model = linear_model.write(tmp_path / "m.onnx", {}, opset=13, external=False)
+    proto = onnx.load(model)
+    opset = helper.make_opsetid("", 17)
+    body = [helper.make_node("Relu", ["a"], ["b"])]
+    proto.functions.append(helper.make_function("own", "F", ["a"], ["b"], body, [opset]))
+    proto.opset_import.append(helper.make_opsetid("own", 1))
+    proto.graph.node[-1].CopyFrom(helper.make_node("F", [proto.graph.node[-1].input[0]], ["y"], domain="own"))
+    model.write_bytes(proto.SerializeToString())
+    convert(model, tmp_path / "q.onnx", target="qdq")
+    assert (tmp_path / "q.onnx").read_bytes() == model.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [({}, True), ({"target": "qdq"}, False), ({"embedding_bits": 8}, False)],
+)
+def test_memory_for_loading_is_null_where_it_is_not_known(
+    tiny_model: Path, tmp_path: Path, options: dict[str, Any], known: bool
+) -> None:
+    report = convert(tiny_model / "model.onnx", tmp_path / "q.onnx", **options)
+    said = json.loads(report.to_json())["load_bytes"]
+    assert (said is not None and said > 10**6) if known else said is None
+
+
+def test_data_of_an_overwritten_model_goes_with_it(model: Path) -> None:
+    output, data = model.with_name("q.onnx"), model.with_name("q.onnx.data")
+    convert(model, output)
+    assert data.exists()
+    convert(model, output, single_file=True, force=True)
+    assert not data.exists()
+    run(output)
+    convert(model, output, force=True)
+    convert(model, output, only=["layers.0"], exclude=["layers.0"], force=True)  # nothing is left to do
+    assert output.read_bytes() == model.read_bytes() and not data.exists()
+
+
+def test_data_that_the_overwritten_model_did_not_name_stays(model: Path) -> None:
+    output, data = model.with_name("q.onnx"), model.with_name("q.onnx.data")
+    for old in (b"no model", linear_model.write(model.with_name("n.onnx"), external=False).read_bytes()):
+        output.write_bytes(old)
+        data.write_bytes(b"precious")
+        convert(model, output, single_file=True, force=True)
+        assert data.read_bytes() == b"precious"
+
+
+def test_stale_data_that_is_the_inputs_stays(model: Path) -> None:
+    """The input's data has the name of the output's, and the old output named it too."""
+    output, data = model.with_name("q.onnx"), model.with_name("q.onnx.data")
+    Path(f"{model}.data").rename(data)
+    for name in ("bias", *linear_model.weights()):
+        linear_model.edit(model, name, location=data.name)
+    output.write_bytes(model.read_bytes())
+    before = data.read_bytes()
+    convert(model, output, single_file=True, force=True)
+    assert data.read_bytes() == before and len(convert(model, model.with_name("r.onnx")).quantized) == 3
+
+
+def test_another_conversion_to_the_same_output_is_refused(model: Path) -> None:
+    output = model.parent / "new" / "q.onnx"
+    refusals = []
+
+    def again(done: int, total: int) -> None:
+        if not refusals:
+            with pytest.raises(UserError, match=r"q\.onnx is being written by another process") as error:
+                convert(model, output, scheme="w8a16", force=True, resume=True)
+            refusals.append(str(error.value))
+
+    convert(model, output, progress=again)
+    convert(model, model.with_name("q.onnx"))
+    assert refusals and contents(output)[1] == contents(model.with_name("q.onnx"))[1]
+    assert sorted(linear_model.files(output.parent)) == ["q.onnx", "q.onnx.data"]
+
+
+def test_big_endian_machines_are_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zq2onnx.pipeline.sys.byteorder", "big")
+    with pytest.raises(UserError, match="big-endian"):
+        convert(model)
+
+
+def test_every_worker_limits_its_own_blas(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some BLAS libraries keep the number of threads by thread."""
+    limited = set()
+    limits = threadpoolctl.threadpool_limits
+
+    def watched(limit: int) -> threadpoolctl.threadpool_limits:
+        limited.add((threading.current_thread(), limit))
+        return limits(limit)
+
+    monkeypatch.setattr("zq2onnx.conversion.stream.threadpoolctl.threadpool_limits", watched)
+    convert(model, jobs=1)
+    assert len(limited) == 2 and {limit for _, limit in limited} == {1}
+    assert threading.main_thread() in {thread for thread, _ in limited}
+
+
+def test_arithmetic_is_the_journals_business_and_not_the_files(model: Path) -> None:
+    source = load(model)
+    header = journal_header(source, resolve(Choices(), None))
+    assert header["numpy"] == np.__version__ and header["blas"] == blas_architectures() != []
+    convert(model, model.with_name("q.onnx"))
+    assert blas_architectures()[0] not in contents(model.with_name("q.onnx"))[0].decode("latin-1")
+
+
+@pytest.mark.parametrize("length", [1, 3 * 10**6])
+def test_copying_checks_the_length(model: Path, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    chunks = [memoryview(bytes(length))]
+    monkeypatch.setattr("zq2onnx.storage.mapped.tensor_chunks", lambda tensor: chunks)
+    with pytest.raises(ValueError, match="'bias'.*region of 256"):
+        convert(model)
 
 
 def test_unchanged_data_does_not_overwrite_another_file(model: Path) -> None:
@@ -311,7 +429,7 @@ def test_opset_by_the_domains_long_name(model: Path) -> None:
 
 
 def test_failed_check_keeps_output_and_report(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> CheckReport:
+    def fail(*arguments: object, **options: object) -> CheckReport:
         raise CheckFailed("layers.1 is off")
 
     monkeypatch.setattr("zq2onnx.pipeline.check_model", fail)
@@ -325,6 +443,12 @@ def test_progress_ends_at_the_total(model: Path, jobs: int) -> None:
     calls: list[tuple[int, int]] = []
     convert(model, jobs=jobs, progress=lambda done, total: calls.append((done, total)))
     assert {total for _, total in calls} == {sum(done for done, _ in calls)} == {3 * 64 * 64 + 64}
+
+
+def test_checking_has_a_progress_of_its_own(model: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    convert(model, check="full", check_progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_failing_progress_stops_the_run(tmp_path: Path) -> None:
@@ -352,7 +476,7 @@ def test_failing_worker_stops_the_others(tmp_path: Path) -> None:
 
 
 def test_no_jobs_are_refused(model: Path) -> None:
-    with pytest.raises(UserError, match="0 jobs; 1 or more"):
+    with pytest.raises(UserError, match="0 jobs; required: 1 or more"):
         convert(model, jobs=0)
 
 

@@ -159,10 +159,10 @@ def refuse(folder: Path, message: str, *models: Path, **options: Any) -> None:
 
 def test_requests_that_make_no_sense(folder: Path) -> None:
     text = folder / "a.txt"
-    refuse(folder, "0 texts; at least one", texts=[])
+    refuse(folder, "0 texts; .*at least one", texts=[])
     refuse(folder, "a.txt: given twice", texts=[text, folder / "b.txt", text])
-    refuse(folder, "--length 1; at least 2", length=1)
-    refuse(folder, "--windows 0; at least 1", windows=0)
+    refuse(folder, "--length 1; .*at least 2", length=1)
+    refuse(folder, "--windows 0; .*at least 1", windows=0)
     refuse(folder, r"config.json: not found.*give --length", length=None)
     (folder / "config.json").write_text("[1]")
     refuse(folder, r"config.json: not a JSON object", length=None)
@@ -197,7 +197,7 @@ def test_models_that_cannot_be_evaluated(folder: Path, tables: tuple[Array, Arra
     cached = made("cached", inputs=("input_ids", "past_key_values.0.key"))
     refuse(folder, r"cached.onnx: input past_key_values.0.key; .*KV cache", cached)
     refuse(folder, r"pixels.onnx: unknown input pixels", made("pixels", inputs=("input_ids", "pixels")))
-    refuse(folder, r"batch.onnx: input input_ids .*; a batch of 1", made("batch", shape=(2, "length")))
+    refuse(folder, r"batch.onnx: input input_ids .*a batch of 1", made("batch", shape=(2, "length")))
     refuse(folder, r"rank.onnx: input input_ids .*\[batch, length\]", made("rank", shape=("a", "b", "c")))
     refuse(folder, r"hidden.onnx: .*last_hidden_state", made("hidden", output="last_hidden_state"))
     nobody = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 1])

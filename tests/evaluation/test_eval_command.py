@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from tokenizers import Tokenizer
 from typer.testing import CliRunner, Result
 
 from tests.evaluation.language import write_bigram, write_text, write_tokenizer
@@ -22,7 +23,8 @@ application.command("eval")(eval_)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    table = np.random.default_rng(0).standard_normal((10, 10)).astype(np.float32)
+    following = np.roll(np.eye(10, dtype=np.float32), 1, axis=1)
+    table = np.random.default_rng(0).standard_normal((10, 10)).astype(np.float32) + 5 * following
     write_bigram(tmp_path / "float.onnx", table)
     write_bigram(tmp_path / "quant.onnx", table + np.eye(10, dtype=np.float32))
     write_tokenizer(tmp_path / "tokenizer.json", 10)
@@ -88,3 +90,38 @@ def test_texts_of_one_name_are_told_apart(folder: Path) -> None:
     result = invoke(folder / "float.onnx", *texts, "--length", 8)
     assert result.exit_code == 0, result.output
     assert str(other) in result.stdout
+
+
+def test_a_tokenizer_other_than_the_one_beside_the_model_is_refused(folder: Path) -> None:
+    (folder / "other").mkdir()
+    other = write_tokenizer(folder / "other" / "tokenizer.json", 9)
+    common = (folder / "float.onnx", "--text", folder / "news.txt", "--length", 8, "--tokenizer")
+    error = invoke(*common, other).exception
+    assert isinstance(error, UserError)
+    assert str(error).startswith(f"{other}: its 9 tokens are not the 10 of {folder}/tokenizer.json")
+    assert error.remedy == f"--tokenizer {folder}/tokenizer.json"
+
+
+def test_the_same_tokenizer_elsewhere_is_taken_with_tokens_added(folder: Path) -> None:
+    same = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    same.add_special_tokens(["<chat>"])
+    (folder / "other").mkdir()
+    same.save(str(folder / "other" / "tokenizer.json"))
+    common = (folder / "float.onnx", "--text", folder / "news.txt", "--length", 8, "--tokenizer")
+    assert invoke(*common, folder / "other").exit_code == 0
+
+
+def test_a_float_model_worse_than_guessing_is_refused(folder: Path) -> None:
+    """Ids within the vocabulary, but not those that the model was trained on."""
+    text = write_text(folder / "backwards.txt", -np.arange(40) % 10)
+    result = invoke(folder / "float.onnx", "--text", text, "--length", 8, "--json", folder / "out.json")
+    assert isinstance(result.exception, UserError)
+    for part in (f"float.onnx: its perplexity on {text} is", "among its 10 tokens", "do not match"):
+        assert part in str(result.exception)
+    assert not (folder / "out.json").exists()
+
+
+def test_a_quantized_model_worse_than_guessing_is_a_result(folder: Path) -> None:
+    broken = write_bigram(folder / "broken.onnx", -9 * np.roll(np.eye(10, dtype=np.float32), 1, axis=1))
+    result = invoke(folder / "float.onnx", broken, "--text", folder / "news.txt", "--length", 8)
+    assert result.exit_code == 0, result.output

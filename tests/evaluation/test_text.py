@@ -66,7 +66,7 @@ def test_missing_and_wrong_files_are_named(tokenizer: Path, tmp_path: Path) -> N
     encode = load_tokenizer(tokenizer)
     with pytest.raises(UserError, match=r"none.txt: No such file"):
         cut_windows(tmp_path / "none.txt", encode, 2)
-    with pytest.raises(UserError, match="a folder; a text file"):
+    with pytest.raises(UserError, match="a folder; .*a text file"):
         cut_windows(tmp_path, encode, 2)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty/tokenizer.json: no such file"):

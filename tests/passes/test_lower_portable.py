@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.passes.hand_made import (
@@ -17,6 +18,7 @@ from tests.passes.hand_made import (
     rewritten,
     structure,
 )
+from zq2onnx import opset
 from zq2onnx.opset import OPERATORS
 from zq2onnx.passes.add_low_rank import AddLowRankPass
 from zq2onnx.passes.lower_portable import LowerToPortablePass
@@ -100,3 +102,23 @@ def test_a_bias_made_late_is_absorbed_from_either_side(add: str) -> None:
     text = f"g (float[2, 40] x) => (y) {{ m = MatMul(x, w) b = Constant <value_int = 0> () y = {add} }}"
     model, _ = rewritten(text, {"w": W, "b": B}, SCHEME, [LowerToPortablePass])
     assert [node.op_type for node in model.graph] == ["Constant", "MatMulW4A16"]
+
+
+def test_an_operators_body_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    original = opset.function_proto
+
+    def counted(operator: opset.Operator, version: int) -> onnx.FunctionProto:
+        made.append(operator)
+        return original(operator, version)
+
+    monkeypatch.setattr(opset, "function_proto", counted)
+    steps = " ".join(f"y{i} = MatMul(x, w{i})" for i in range(4))
+    outputs = ", ".join(f"y{i}" for i in range(4))
+    rewritten(
+        f"g (float[2, 40] x) => ({outputs}) {{ {steps} }}",
+        {f"w{i}": rand(40, 12, seed=i) for i in range(4)},
+        SCHEME,
+        [LowerToPortablePass],
+    )
+    assert made == [opset.OPERATORS["MatMulW4A16"]]

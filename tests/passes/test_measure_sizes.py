@@ -30,6 +30,7 @@ def graph(nodes: list[onnx.NodeProto], constants: dict[str, Any]) -> ir.Model:
         tensor = TensorProto(name=name, data_type=constant[0], dims=constant[1])
         tensor.data_location = TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value="absent.data")
+        tensor.external_data.add(key="offset", value=str(4096 * len(initializers)))
         initializers.append(tensor)
     output = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
+from tests import zoo
 from tests.passes.hand_made import graph, proto, rand, structure
+from tests.passes.test_odd_graphs import convert
 from zq2onnx.passes.normalize import NormalizePass, name_nodes
 from zq2onnx.passes.trace_weights import all_nodes
 
@@ -69,10 +73,44 @@ def test_dead_nodes_go() -> None:
     assert structure(model) == ["y = Relu (x)"] and not model.graph.initializers
 
 
-def test_defaults_of_inputs_become_constants() -> None:
-    model = graph("g (float[2] x, float[2] w) => (y) { y = Add(x, w) }", {"w": rand(2)})
-    assert NormalizePass()(model).modified
-    assert [value.name for value in model.graph.inputs] == ["x"]
+DEFAULTS = (
+    "g (float[2, 8] x, float[8] b, int64[2] ids, float[8, 8] w, float[9, 8] t) => (y, e)"
+    " { m = MatMul(x, w) y = Add(m, b) e = Gather(t, ids) }"
+)
+
+
+@pytest.mark.parametrize(
+    ("version", "inputs", "warned"),
+    [(3, ["x", "ids"], []), (4, ["x", "b", "ids"], ["w", "t"]), (10, ["x", "b", "ids"], ["w", "t"])],
+)
+def test_of_inputs_with_a_default_weights_alone_become_constants(
+    version: int, inputs: list[str], warned: list[str]
+) -> None:
+    """Until IR version 3 every initializer had to be listed as an input."""
+    model = graph(DEFAULTS, {"w": rand(8, 8), "b": rand(8), "t": rand(9, 8)})
+    model.ir_version = version
+    step = NormalizePass()
+    assert step(model).modified
+    assert [value.name for value in model.graph.inputs] == inputs
+    assert sorted(model.graph.initializers) == ["b", "t", "w"]
+    assert [line.split()[2] for line in step.warnings] == warned
+    again = NormalizePass()
+    assert not again(model).modified and again.warnings == []
+
+
+@pytest.mark.parametrize("opset", [13, 21])
+@pytest.mark.parametrize("scheme", ["w4a16", "w8a16"])
+@pytest.mark.parametrize("target", ["portable", "qdq"])
+def test_an_input_keeps_its_default_and_can_be_overridden(
+    target: str, scheme: str, opset: int, tmp_path: Path
+) -> None:
+    text = "g (float[2, 40] x, float[12] b) => (float[2, 12] y) { m = MatMul(x, w) y = Add(m, b) }"
+    x, bias, other = rand(2, 40), rand(12, seed=1), rand(12, seed=2)
+    model = proto(text, {"w": rand(40, 12), "b": bias}, opset=opset)
+    path, _ = convert(model, tmp_path, target=target, scheme=scheme)
+    assert [value.name for value in onnx.load(path).graph.input] == ["x", "b"]
+    (default,), (overridden,) = zoo.run(path, {"x": x}), zoo.run(path, {"x": x, "b": other})
+    np.testing.assert_allclose(overridden - default, np.tile(other - bias, (2, 1)), rtol=0, atol=1e-4)
 
 
 def test_our_operators_are_not_inlined() -> None:

@@ -11,8 +11,11 @@ from tests import zoo
 from tests.passes.hand_made import graph, proto, rand, rounded, structure
 from tests.passes.test_odd_graphs import convert
 from zq2onnx.errors import UserError
+from zq2onnx.passes.insert_qdq import InsertQdqPass
 from zq2onnx.passes.normalize import NormalizePass
 from zq2onnx.passes.raise_opset import RaiseOpsetPass
+from zq2onnx.passes.select_nodes import Policy, select_nodes
+from zq2onnx.passes.spec import Stage, violations
 from zq2onnx.passes.trace_weights import all_nodes
 from zq2onnx.scheme import PerBlock, Scheme
 
@@ -87,7 +90,7 @@ def test_torchscript_models(name: str, target: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("opset", [9, 10, 26])
 def test_an_unknown_opset_is_an_error(opset: int) -> None:
     model = graph("g (float[2] x) => (y) { y = Relu(x) }", opset=opset)
-    with pytest.raises(UserError, match=f"the model's opset is {opset}; 11 to 25"):
+    with pytest.raises(UserError, match=f"the model's opset is {opset}; .*11 to 25"):
         RaiseOpsetPass(21)(model)
 
 
@@ -171,6 +174,73 @@ def test_where_the_conversion_fails_the_opset_is_kept_if_it_will_do() -> None:
 def test_and_is_an_error_if_not() -> None:
     with pytest.raises(UserError, match="opset 18 cannot be raised to 21: .*opset_version=21"):
         RaiseOpsetPass(21)(blocked(18))
+
+
+class Failing:
+    """A version converter that reaches no opset of `fails`, as the real one tells it."""
+
+    def __init__(self, *fails: int) -> None:
+        self.fails = fails
+        self.tried: list[int] = []
+
+    def __call__(self, model: ir.Model, target_version: int, fallback: bool) -> None:
+        self.tried.append(target_version)
+        if target_version in self.fails:
+            try:
+                try:
+                    raise RuntimeError(
+                        "/project/onnx/convert.cc:101: f: Assertion `a` failed: no adapter for Foo"
+                    )
+                except RuntimeError:
+                    raise ValueError(f"could not convert {object()}") from None
+            except ValueError as error:
+                raise ir.passes.PassError(f"An error occurred when running {object()}") from error
+        model.opset_imports[""] = target_version
+
+
+@pytest.mark.parametrize(
+    ("version", "fails", "tried", "reached", "warning"),
+    [
+        (18, (), [25], 25, ""),
+        (18, (25,), [25, 21], 21, "opset 18 was raised to 21 only: raising it to 25 failed: "),
+        (22, (25,), [25], 22, "opset 22 was kept: raising it to 25 failed: "),
+    ],
+)
+def test_the_least_opset_is_tried_next(
+    version: int,
+    fails: tuple[int, ...],
+    tried: list[int],
+    reached: int,
+    warning: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """qdq in 2 bits would like 25 and can do with 21."""
+    converter = Failing(*fails)
+    monkeypatch.setattr("onnxscript.version_converter.convert_version", converter)
+    model = graph("g (float[2] x) => (y) { y = Relu(x) }", opset=version)
+    step = RaiseOpsetPass(25, least=21)
+    assert step(model).modified is (reached > version)
+    assert converter.tried == tried and model.opset_imports[""] == reached
+    assert step.warnings == ([f"{warning}no adapter for Foo"] if warning else [])
+
+
+def test_where_both_fail_the_root_cause_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxscript.version_converter.convert_version", Failing(21, 25))
+    model = graph("g (float[2] x) => (y) { y = Relu(x) }", opset=18)
+    with pytest.raises(UserError, match="^opset 18 cannot be raised to 21: no adapter for Foo; "):
+        RaiseOpsetPass(25, least=21)(model)
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18])
+def test_nodes_can_be_selected_before_the_opset_is_raised_and_after(opset: int) -> None:
+    model = example(opset)
+    NormalizePass()(model)
+    first = select_nodes(model, Policy())
+    assert RaiseOpsetPass(21)(model).modified
+    second = select_nodes(model, Policy())
+    assert [report.name for report in first.reports] == [report.name for report in second.reports]
+    assert InsertQdqPass(second)(model).modified
+    assert list(violations(model, Stage.QDQ)) == []
 
 
 def test_a_portable_file_of_opset_18_runs(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_the_exporters_own_node_name_is_no_module() -> None:
 def test_positions_are_quantized_only_when_asked_for(ids: str, steps: str) -> None:
     more = f"{steps} e = Gather(table, {ids})"
     found = reports(language_model("Add(b, e)", more), embedding=EMBEDDING)
-    assert found["e"].reason == "its rows are chosen by position; --include quantizes it"
+    assert found["e"].reason == "its rows are chosen by position; --include with --embedding-bits quantizes it"
     assert "e" in chosen(language_model("Add(b, e)", more), embedding=EMBEDDING, include=("^e$",))
 
 

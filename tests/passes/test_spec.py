@@ -12,11 +12,12 @@ import pytest
 from tests.passes.hand_made import SCHEME, graph, rand
 from zq2onnx.opset import GROUP_KEY
 from zq2onnx.passes.add_low_rank import AddLowRankPass
-from zq2onnx.passes.dump import dump
+from zq2onnx.passes.dump import dump, graph_proto
 from zq2onnx.passes.insert_qdq import InsertQdqPass
 from zq2onnx.passes.lower_portable import LowerToPortablePass
 from zq2onnx.passes.select_nodes import Policy, select_nodes
 from zq2onnx.passes.spec import Stage, violations
+from zq2onnx.passes.trace_weights import all_nodes
 
 TEXT = "g (float[2, 40] x) => (float[2, 12] y) { m = MatMul(x, w) y = Add(m, b) }"
 
@@ -79,6 +80,25 @@ def test_operators_are_seen() -> None:
     assert "m: its function is missing" in found
     assert any(line.startswith("m: attributes ['K', 'block_size'") for line in found)
     assert "m: no scales" in found
+
+
+def test_a_dump_has_no_large_constants_of_nodes(tmp_path: Path) -> None:
+    steps = "v = Constant <value_int = 0> () s = Constant <value_int = 0> () m = MatMul(x, v) y = Add(m, s)"
+    branches = (
+        "then_branch = yes () => (a) { u = Constant <value_int = 0> () a = MatMul(x, u) },"
+        " else_branch = no () => (d) { d = Relu(x) }"
+    )
+    text = f"g (float[2, 40] x, bool c) => (y, z) {{ {steps} z = If (c) <{branches}> }}"
+    model = graph(text, {"v": rand(40, 12), "u": rand(40, 12), "s": rand(12)})
+    nodes = {node.name: node for node in all_nodes(model)}
+    attributes = [nodes[name].attributes["value"] for name in "vus"]
+    text = dump(model, tmp_path, 0, "SomePass").read_text(encoding="utf-8")
+    assert len(text) < 4000 and text.count("Constant <") == 3 and text.count("weights-are-not-in-dumps") == 2
+    shown = graph_proto(model)
+    values = {node.name: node.attribute[0].t for node in shown.graph.node if node.op_type == "Constant"}
+    assert values["v"].data_location == onnx.TensorProto.EXTERNAL and not values["v"].raw_data
+    assert list(values["v"].dims) == [40, 12] and len(values["s"].raw_data) == 48
+    assert [nodes[name].attributes["value"] for name in "vus"] == attributes
 
 
 @pytest.mark.parametrize("make", [middle, portable])

@@ -110,7 +110,12 @@ REASONS = {
         "s = Constant <value_float = 0.1> () d = DequantizeLinear(w, s) r = Transpose(d)",
         np.ones((N, K), np.int8),
     ),
-    "both operands are activations": ("r = Relu(w)", rand(K, N)),
+    "its weight is computed by a Relu": ("r = Relu(w)", rand(K, N)),
+    "its weight is computed by a Mul": (
+        "s = Constant <value_float = 0.1> () e = Exp(s) m = Mul(w, e) r = Transpose(m)",
+        rand(N, K),
+    ),
+    "both operands are activations": ("z = Shape(x) s = Cast <to = 1> (z) r = Mul(w, s)", rand(K, N)),
 }
 
 
@@ -121,6 +126,23 @@ def test_says_why_there_is_none(reason: str) -> None:
 
 def test_a_fed_operand_is_an_activation() -> None:
     model = graph("g (float[2, 4] x, float[4, 6] w) => (float[2, 6] y) { y = MatMul(x, w) }")
+    assert candidates(model)["y"].view == "both operands are activations"
+
+
+@pytest.mark.parametrize(("steps", "computed"), [(8, True), (80, False)])
+def test_what_takes_many_steps_is_taken_for_an_activation(steps: int, computed: bool) -> None:
+    """Nobody walks up a deep model for each product of activations."""
+    chain = " ".join(f"c{i + 1} = Relu(c{i})" for i in range(steps))
+    view = trace_weight(operand(f"c0 = Relu(w) {chain} r = Relu(c{steps})", rand(K, N)))
+    assert view == ("its weight is computed by a Relu" if computed else "both operands are activations")
+
+
+def test_what_a_subgraph_makes_is_an_activation() -> None:
+    steps = (
+        "r = If (c) <then_branch = yes () => (a) { a = Relu(w) }, else_branch = no () => (d) { d = Abs(x) }>"
+    )
+    text = f"g (float[2, {K}] x) => (y) {{ {steps} y = MatMul(x, r) }}"
+    model = graph(text, {"w": rand(K, N), "c": np.array(True)})
     assert candidates(model)["y"].view == "both operands are activations"
 
 

@@ -1,12 +1,13 @@
-"""One portable file, many runtimes: the same results on old and current releases of ONNX Runtime.
+"""One file, many runtimes: the same results on old and current releases of ONNX Runtime.
 
     python tests/runtimes/run.py                  converts the bundled model with every scheme
     python tests/runtimes/run.py A.onnx B.onnx    takes these files
 
 Makes an environment for each release (kept in --folder), runs every model in each on the same
 inputs, and compares the first output with that of the newest release. Where a report lies beside a
-model (`MODEL.report.json`), what it says of the release required must be what was found. Not part
-of the suite: it needs a package index and minutes.
+model (`MODEL.report.json`), what it says of the release required must be what was found. bfloat16
+models are loaded alone, for no CPU provider runs them: a release that only lacks a kernel there has
+understood the graph. Not part of the suite: it needs a package index and minutes.
 """
 
 from __future__ import annotations
@@ -21,20 +22,24 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+import ml_dtypes
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from packaging.version import Version
 
-from zq2onnx.verify.whole import made_up_feeds
+from zq2onnx.opset import DOMAIN, FLOAT_ACTIVATIONS
+from zq2onnx.verify.feeds import made_up_feeds
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CURRENT = "current"
-RELEASES = ("1.20.1", "1.24.4", CURRENT)
-NEWEST_PYTHON = {"1.20.1": (3, 12)}
+QDQ_SCHEMES = ("w8a16", "w4a16", "w3a16", "w2a16")
+RELEASES = ("1.20.1", "1.22.1", "1.23.2", "1.24.4", CURRENT)
+NEWEST_PYTHON = {"1.20.1": (3, 12), "1.22.1": (3, 13)}
 """The newest Python for which a release has wheels, where it is not this one."""
 
 TOLERANCE = {"float32": 1e-4, "float16": 2e-3}
@@ -43,7 +48,10 @@ TOLERANCE = {"float32": 1e-4, "float16": 2e-3}
 
 @dataclass
 class Outcome:
-    """What became of one model: results and reasons by release, and what its report requires."""
+    """What became of one model: results and reasons by release, and what its report requires.
+
+    A model that was loaded alone has results of no elements.
+    """
 
     model: Path
     results: dict[Version, np.ndarray] = field(default_factory=dict)
@@ -102,48 +110,67 @@ def environment(folder: Path, release: str) -> Path:
     return python
 
 
-def widened(path: Path, output: Path) -> Path:
-    """A float32 copy of a float16 model, for even the float model's last place differs between releases."""
-    model = onnx.load(path)
+def retyped(path: Path, output: Path, dtype: Any) -> Path:
+    """A copy of a float16 model in another type.
 
-    def wide(tensor: TensorProto) -> None:
+    float32, for even the float model's last place differs between releases; bfloat16.
+    """
+    model = onnx.load(path)
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+    def retype(tensor: TensorProto) -> None:
         if tensor.data_type == TensorProto.FLOAT16:
-            tensor.CopyFrom(
-                numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
-            )
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))
 
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT
+            value.type.tensor_type.elem_type = element
     for tensor in model.graph.initializer:
-        wide(tensor)
+        retype(tensor)
     for attribute in (attribute for node in model.graph.node for attribute in node.attribute):
-        wide(attribute.t)
+        if attribute.HasField("t"):
+            retype(attribute.t)
         if attribute.name in {"to", "dtype"} and attribute.i == TensorProto.FLOAT16:
-            attribute.i = TensorProto.FLOAT
+            attribute.i = element
     onnx.save(model, output)
     return output
+
+
+def job(path: Path) -> dict[str, Any]:
+    """How a model is to be run: with which session configuration, and whether it can be."""
+    model = onnx.load(path, load_external_data=False)
+    is_portable = any(node.domain == DOMAIN for node in model.graph.node)
+    is_bfloat16 = any(tensor.data_type == TensorProto.BFLOAT16 for tensor in model.graph.initializer)
+    return {
+        "model": str(path),
+        "config": {} if is_portable else FLOAT_ACTIVATIONS,
+        "load_only": is_bfloat16,
+    }
 
 
 def converted(folder: Path) -> Iterator[Path]:
     """The bundled model in float32 with every scheme, with and without branch, per row and in groups.
 
-    Also with 8- and 4-bit embeddings, and with every scheme in the float16 that it comes in.
+    Also with 8- and 4-bit embeddings, as qdq, with every scheme in the float16 that it comes in, and
+    in bfloat16.
     """
     import zq2onnx
 
     half = ROOT / "models/tiny/model.onnx"
-    model = widened(half, folder / "float32.onnx")
+    model = retyped(half, folder / "float32.onnx", np.float32)
+    brain = retyped(half, folder / "bfloat16.onnx", ml_dtypes.bfloat16)
     schemes = ("w8a16", "w4a16", "w3a16", "w2a16")
     wanted = [
         (model, {"scheme": scheme, "lorc_rank": rank, "group_size": group})
         for scheme, rank, group in itertools.product(schemes, (0, 8), ("row", 64))
     ]
     wanted += [(model, {"scheme": "w4a16", "embedding_bits": bits}) for bits in (8, 4)]
+    wanted += [(model, {"scheme": scheme, "target": "qdq"}) for scheme in QDQ_SCHEMES]
     wanted += [(half, {"scheme": scheme}) for scheme in schemes]
+    wanted += [(brain, {"scheme": scheme}) for scheme in schemes]
     for source, options in wanted:
         name = " ".join(f"{key}={value}" for key, value in options.items())
-        output = folder / f"{'float16' if source == half else 'float32'} {name}.onnx"
+        output = folder / f"{'float16' if source == half else source.stem} {name}.onnx"
         report = output.with_suffix(".report.json")
         zq2onnx.convert(source, output, check="none", report=report, **options)
         yield output
@@ -157,19 +184,19 @@ def run_all(models: Sequence[Path], folder: Path, releases: Sequence[str]) -> li
         for at, model in enumerate(models):
             feeds = Path(scratch) / f"{at}.npz"
             np.savez(feeds, **made_up_feeds(onnx.load(model, load_external_data=False).graph))
-            jobs.append({"model": str(model), "feeds": str(feeds)})
+            jobs.append(job(model) | {"feeds": str(feeds)})
         for release in releases:
-            for at, job in enumerate(jobs):
-                job["result"] = f"{scratch}/{release}-{at}"
+            for at, one in enumerate(jobs):
+                one["result"] = f"{scratch}/{release}-{at}"
             (Path(scratch) / "jobs.json").write_text(json.dumps(jobs))
             worker = [environment(folder, release), ROOT / "tests/runtimes/worker.py", f"{scratch}/jobs.json"]
             answer = subprocess.run(worker, check=True, capture_output=True, text=True).stdout
             version = Version(answer.splitlines()[-1])
-            for outcome, job in zip(outcomes, jobs, strict=True):
-                if Path(job["result"] + ".npy").exists():
-                    outcome.results[version] = np.load(job["result"] + ".npy")
+            for outcome, one in zip(outcomes, jobs, strict=True):
+                if Path(one["result"] + ".npy").exists():
+                    outcome.results[version] = np.load(one["result"] + ".npy")
                 else:
-                    outcome.failures[version] = Path(job["result"] + ".txt").read_text()
+                    outcome.failures[version] = Path(one["result"] + ".txt").read_text()
     return outcomes
 
 
@@ -191,7 +218,7 @@ def show(outcomes: Sequence[Outcome]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", type=Path, help="portable files; default: the bundled model's")
+    parser.add_argument("models", nargs="*", type=Path, help="converted files; default: the bundled model's")
     parser.add_argument("--folder", type=Path, default=ROOT / ".runtimes", help="where environments are kept")
     parser.add_argument("--releases", default=",".join(RELEASES), help="releases of onnxruntime")
     given = parser.parse_args()

@@ -12,7 +12,8 @@ import pytest
 from zq2onnx.errors import UserError
 from zq2onnx.storage import output
 from zq2onnx.storage.failures import no_space_is_told
-from zq2onnx.storage.output import OutputFiles, check_folder, write_region
+from zq2onnx.storage.output import OutputFiles, write_region
+from zq2onnx.storage.paths import check_folder
 from zq2onnx.storage.plan import PAGE, PAGE_THRESHOLD, Region, Section
 
 
@@ -29,6 +30,14 @@ def test_small_tensors_start_on_a_cache_line_and_large_ones_on_a_page() -> None:
     assert [region.offset % PAGE for region in regions if region.length >= PAGE_THRESHOLD] == [0, 0]
     assert all(a.offset + a.length <= b.offset for a, b in itertools.pairwise(regions))
     assert section.size == regions[-1].offset + regions[-1].length
+
+
+def test_a_name_is_placed_once() -> None:
+    section = Section()
+    section.place("a", 10)
+    with pytest.raises(ValueError, match="'a' is placed twice"):
+        section.place("a", 20)
+    assert section.regions == {"a": Region(0, 10)} and section.size == 10
 
 
 def test_reserved_room_is_taken(files: OutputFiles) -> None:
@@ -65,7 +74,7 @@ def test_reserving_counts_what_is_there(files: OutputFiles, monkeypatch: pytest.
     usage = output.shutil.disk_usage(files.model.parent)._replace(free=0)
     monkeypatch.setattr(output.shutil, "disk_usage", lambda path: usage)
     files.reserve(10**6, 10**5, keep=True)
-    with pytest.raises(UserError, match="0 MB free; 2 MB for the output"):
+    with pytest.raises(UserError, match="0 MB free; required: 2 MB for the output"):
         files.reserve(3 * 10**6, 10**5, keep=True)
 
 

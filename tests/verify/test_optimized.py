@@ -10,9 +10,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from tests.verify.hand_made import portable_model, qdq_model, save
-from zq2onnx.opset import MICROSOFT, OPERATORS
+from zq2onnx.opset import FLOAT_ACTIVATIONS, MICROSOFT, OPERATORS
 from zq2onnx.verify import Violation, findings, optimized_graph, violations
-from zq2onnx.verify.optimized import FLOAT_ACTIVATIONS
 
 
 def test_qdq_runs_with_int8_activations_unless_the_session_says_not(tmp_path: Path) -> None:

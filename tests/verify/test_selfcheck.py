@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from tests.operator_model import Array
 from tests.verify.hand_made import embedding_model, portable_model, qdq_model, save
 from zq2onnx.errors import CheckFailed
 from zq2onnx.opset import DOMAIN, GROUP_KEY, OPERATORS
-from zq2onnx.verify import check
+from zq2onnx.scheme import CheckMode
+from zq2onnx.verify import check, groups, optimized, walk
+from zq2onnx.verify.groups import find_groups
 
 CHAIN = {f"layer.{at}/{name}": name for at, name in enumerate(OPERATORS)}
 
@@ -105,10 +108,13 @@ def test_computed_bias_is_left_out_and_said(tmp_path: Path) -> None:
     assert report.notes == ["node 'layer/MatMul' was checked without its computed bias"]
 
 
-def test_node_in_a_subgraph_is_found(tmp_path: Path) -> None:
+def conditional_model(*, outside: bool) -> onnx.ModelProto:
+    """A group in a branch of an If, its constants beside it or in the graph around."""
     inner = qdq_model(lorc=False)
     constants = list(inner.graph.initializer)
-    branch = helper.make_graph(list(inner.graph.node), "then", [], list(inner.graph.output))
+    branch = helper.make_graph(
+        list(inner.graph.node), "then", [], list(inner.graph.output), [] if outside else constants
+    )
     other = helper.make_graph(
         [helper.make_node("MatMul", ["A", "zeros"], ["z"])],
         "else",
@@ -122,10 +128,48 @@ def test_node_in_a_subgraph_is_found(tmp_path: Path) -> None:
         "outer",
         [*inner.graph.input, helper.make_tensor_value_info("flag", 9, [])],
         [helper.make_tensor_value_info("Y", 1, None)],
-        constants,
+        constants if outside else [],
     )
-    model = helper.make_model(graph, ir_version=10, opset_imports=list(inner.opset_import))
-    assert check(save(model, tmp_path / "m.onnx"), ["layer/MatMul"], "sample").nodes_checked == 1
+    return helper.make_model(graph, ir_version=10, opset_imports=list(inner.opset_import))
+
+
+def test_node_in_a_subgraph_is_found(tmp_path: Path) -> None:
+    path = save(conditional_model(outside=False), tmp_path / "m.onnx")
+    assert check(path, ["layer/MatMul"], "sample").nodes_checked == 1
+
+
+def test_a_branch_sees_the_constants_around_it() -> None:
+    (group,) = find_groups(conditional_model(outside=True)).values()
+    assert set(group.constants) == {"codes", "scales", "zero_points", "bias"}
+
+
+def attribute_heavy_model() -> onnx.ModelProto:
+    model = qdq_model()
+    model.graph.node.extend(helper.make_node("Odd", [], [f"o{at}"], a=1, b=2, c="d") for at in range(9))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "walk"),
+    [
+        (groups, "_graph_groups", find_groups),
+        (optimized, "_graph_findings", optimized.findings),
+        (walk, "all_nodes", lambda model: list(walk.all_nodes(model.graph))),
+    ],
+    ids=["groups", "findings", "nodes"],
+)
+def test_attributes_that_hold_no_graph_are_not_walked(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, walk: Callable[[onnx.ModelProto], object]
+) -> None:
+    """Each walk knows all constants around it: one for every attribute is quadratic."""
+    seen = []
+    real = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda graph, *rest: (seen.append(graph), real(graph, *rest))[1])
+    model = attribute_heavy_model()
+    before = model.SerializeToString()
+    walk(model)
+    assert len(seen) == 1
+    assert model.SerializeToString() == before
 
 
 def test_missing_node_is_named(tmp_path: Path) -> None:
@@ -245,3 +289,9 @@ def test_group_that_does_not_run_is_named(tmp_path: Path) -> None:
     model.graph.node.extend(nodes)
     with pytest.raises(CheckFailed, match=r"node 'embed': ONNX Runtime does not run it: .*uint4.*Gather"):
         check(save(model, tmp_path / "m.onnx"), ["embed"], "sample")
+
+
+def test_mode_none_reads_nothing_and_unknown_modes_are_refused(tmp_path: Path) -> None:
+    assert check(tmp_path / "absent.onnx", ["a"], CheckMode.NONE).nodes_checked == 0
+    with pytest.raises(ValueError, match="'some' is not a valid CheckMode"):
+        check(tmp_path / "absent.onnx", ["a"], "some")

@@ -187,7 +187,8 @@ def convert(
     Rewrites every MatMul and Gemm with a constant weight. The result runs on stock ONNX Runtime
     (pip install "zq2onnx[cpu]" or "zq2onnx[gpu]"). lm_head and embeddings stay float by default.
 
-    Peak memory is a few weights, not the model. Ctrl-C keeps what was done for --resume.
+    Peak memory is a few weights, not the model, where weights are initializers and the output has its
+    data outside; --single-file holds the whole output. Ctrl-C keeps what was done for --resume.
 
     \b
     zq2onnx convert model.onnx
@@ -197,7 +198,7 @@ def convert(
     from zq2onnx import pipeline
 
     with contextlib.ExitStack() as stack:
-        bar = _Bar(stack, quiet)
+        bars = _Bars(stack, quiet)
         result = pipeline.convert(
             model,
             output,
@@ -221,23 +222,37 @@ def convert(
             dump_passes=dump_passes,
             single_file=single_file,
             force=force,
-            progress=bar,
+            progress=bars.quantizing,
+            check_progress=bars.checking,
         )
     if not quiet:
         print_report(result)
 
 
-class _Bar:
-    """A progress bar that appears with the first piece of work, when the total is known."""
+class _Bars:
+    """One progress bar after the other; each appears with its first work, when the total is known."""
 
     def __init__(self, stack: contextlib.ExitStack, quiet: bool) -> None:
         self.stack = stack
         self.quiet = quiet
+        self.shown = ""
+        self.checked = 0
         self.advance: Callable[[float], None] | None = None
 
-    def __call__(self, done: int, total: int) -> None:
-        if self.advance is None:
+    def quantizing(self, done: int, total: int) -> None:
+        """So many parameters more are done."""
+        self._show("quantizing", total, "params")(done)
+
+    def checking(self, done: int, total: int) -> None:
+        """So many nodes are checked."""
+        self._show("checking", total, "nodes")(done - self.checked)
+        self.checked = done
+
+    def _show(self, description: str, total: int, unit: str) -> Callable[[float], None]:
+        if self.advance is None or self.shown != description:
+            self.stack.close()  # a terminal shows one at a time
             self.advance = self.stack.enter_context(
-                console.progress("quantizing", total, quiet=self.quiet, unit="params")
+                console.progress(description, total, quiet=self.quiet, unit=unit)
             )
-        self.advance(done)
+            self.shown = description
+        return self.advance

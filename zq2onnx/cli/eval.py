@@ -36,13 +36,14 @@ def eval_(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors alone.")] = False,
 ) -> None:
     """Measure perplexity, agreement with the first model, and size."""
-    from zq2onnx.evaluation import plan_evaluation
+    from zq2onnx.evaluation import check_perplexity, plan_evaluation
 
     _check_output(json, [*models, *text])
     source = models[0].parent if tokenizer is None else tokenizer
     plan = plan_evaluation(models, text, source, length=length, windows=windows)
     with progress("evaluating", plan.runs, quiet, unit="windows") as advance:
         evaluation = plan.run(advance)
+    check_perplexity(evaluation)
     if json is not None:
         json.parent.mkdir(exist_ok=True)
         json.write_text(evaluation.to_json(), encoding="utf-8")

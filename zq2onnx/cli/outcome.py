@@ -6,6 +6,8 @@ from zq2onnx.cli import console
 from zq2onnx.report import CheckReport, NodeReport, Report
 
 _CPU_PROVIDER = "CPUExecutionProvider"
+_MUCH_TO_LOAD = 100_000_000
+"""Bytes; less is not worth a line."""
 
 
 def print_report(report: Report) -> None:
@@ -30,6 +32,10 @@ def print_report(report: Report) -> None:
     if report.reused_weights:
         console.stdout.print(f"{report.reused_weights} weights were taken over from the interrupted run")
     console.stdout.print(requirements(report))
+    if report.load_bytes is not None and report.load_bytes >= _MUCH_TO_LOAD:
+        console.stdout.print(
+            f"stock ONNX Runtime needs about {report.load_bytes / 1e6:.0f} MB to load the rewritten weights"
+        )
     if report.check is not None:
         _print_check(report.check)
 
@@ -49,8 +55,6 @@ def requirements(report: Report) -> str:
     if _CPU_PROVIDER not in report.requires.providers:
         needs.append(f"a GPU ({', '.join(report.requires.providers)})")
     needs += [f"the session option {key}={value}" for key, value in report.requires.session_config.items()]
-    if report.load_bytes:
-        needs.append(f"{report.load_bytes / 1e6:.0f} MB for the rewritten weights while it loads")
     return f"needs {', '.join(needs)}"
 
 

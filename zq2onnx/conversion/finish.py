@@ -5,20 +5,23 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
+import google.protobuf.message
 import onnx
 import onnx.helper
 import onnx_ir as ir
 
 from zq2onnx.conversion.loading import Source
 from zq2onnx.conversion.placement import Plan
+from zq2onnx.conversion.protos import graphs
 from zq2onnx.errors import UserError
 from zq2onnx.passes.raise_opset import LOWEST_IR_VERSION
+from zq2onnx.storage import embedded
 from zq2onnx.storage.failures import no_space_is_told
 from zq2onnx.storage.journal import Journal
 from zq2onnx.storage.output import OutputFiles
+from zq2onnx.storage.paths import same_file
 from zq2onnx.storage.plan import Region, Section
 
 
@@ -74,18 +77,10 @@ def _drop_repeated_types(graph: onnx.GraphProto) -> None:
     graph.value_info.extend(kept)
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            for subgraph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _tensors(subgraph)
-
-
 def _embed(proto: onnx.ModelProto, files: OutputFiles) -> None:
     """Move the data file's bytes into the message."""
     with files.partial_data.open("rb") as data:
-        for tensor in _tensors(proto.graph):
+        for tensor in (tensor for graph in graphs(proto) for tensor in graph.initializer):
             if tensor.data_location != onnx.TensorProto.EXTERNAL:
                 continue
             place = {entry.key: entry.value for entry in tensor.external_data}
@@ -117,6 +112,24 @@ def check_unchanged(source: Source, files: OutputFiles, force: bool) -> list[tup
     return pairs
 
 
+def stale_data(files: OutputFiles, source: Source) -> Path | None:
+    """The data of the model that is to be overwritten, if that names it and it is none of the input's."""
+    if not files.data.is_file() or any(same_file(files.data, path) for path in source.files):
+        return None
+    try:
+        old, _ = embedded.parse_model(files.model)
+    except (OSError, google.protobuf.message.DecodeError):
+        return None
+    named = {
+        entry.value
+        for graph in graphs(old)
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return files.data if files.data.name in named else None
+
+
 def copy_unchanged(source: Source, files: OutputFiles, force: bool) -> None:
     """Write the input to the output as it is: there was nothing to quantize.
 
@@ -131,6 +144,8 @@ def copy_unchanged(source: Source, files: OutputFiles, force: bool) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, _partial(target))
         files.model.unlink(missing_ok=True)  # no old model on new data
+        if files.stale is not None and not any(same_file(files.stale, target) for _, target in pairs):
+            files.remove_stale()
         for _, target in pairs:
             _partial(target).replace(target)
     finally:

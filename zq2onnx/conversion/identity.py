@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 
+import numpy as np
+import threadpoolctl
+
 from zq2onnx import __version__
 from zq2onnx.conversion.loading import Source
 from zq2onnx.conversion.options import Options
@@ -12,14 +15,27 @@ from zq2onnx.conversion.stream import Written
 
 
 def journal_header(source: Source, options: Options) -> dict[str, object]:
-    """What must be the same for a journal to be resumed: version, input and options."""
+    """What must be the same for a journal to be resumed: version, input, options and arithmetic.
+
+    The factors of a low-rank branch come from matrix products, whose last bits are those of the BLAS
+    kernels for this kind of processor. They are not in the output's metadata: a file says what was
+    asked for, and is the same wherever the kernels are.
+    """
     stats = [(path.name, path.stat()) for path in source.data]
     return {
         "zq2onnx": __version__,
         "input": source.digest,
         "data": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
         "options": options.describe(),
+        "numpy": np.__version__,
+        "blas": blas_architectures(),
     }
+
+
+def blas_architectures() -> list[str]:
+    """The kinds of processor whose kernels the loaded BLAS libraries run."""
+    libraries = threadpoolctl.threadpool_info()
+    return sorted({str(each.get("architecture")) for each in libraries if each["user_api"] == "blas"})
 
 
 def stamp(source: Source, options: Options, written: Written) -> dict[str, str]:
@@ -30,6 +46,6 @@ def stamp(source: Source, options: Options, written: Written) -> dict[str, str]:
     return {
         "zq2onnx.version": __version__,
         "zq2onnx.scheme": options.policy.scheme.name,
-        "zq2onnx.conversion.options": json.dumps(options.describe()),
+        "zq2onnx.options": json.dumps(options.describe()),
         "zq2onnx.input": f"sha256:{fingerprint.hexdigest()}",
     }

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import google.protobuf.message
 import numpy as np
-import onnx
 import onnx_ir as ir
 
+from zq2onnx.conversion.protos import check_length, check_protos
 from zq2onnx.errors import UserError
-from zq2onnx.storage import mapped
+from zq2onnx.storage import embedded, mapped
 
 PROTOBUF_LIMIT = (1 << 31) - 1
 """No protobuf message is longer."""
@@ -48,28 +48,31 @@ class Source:
 
 
 def load(path: Path) -> Source:
-    """Load a model without its external data.
+    """Load a model without its weights: external data and large initializers stay in their files.
 
     Raises:
-        UserError: no such file, not an ONNX model, or its external data is not whole.
+        UserError: no such file, not an ONNX model, it has sparse initializers, or a tensor's data is
+            not whole.
     """
-    content = _read(path)
+    _check_file(path)
     try:
-        proto = onnx.load_model_from_string(content)
+        proto, inside = embedded.parse_model(path)
     except google.protobuf.message.DecodeError:
         raise UserError(f"{path} is not an ONNX file, or is truncated", "a model saved as .onnx") from None
     if not proto.HasField("graph") or not proto.opset_import:
         raise UserError(f"{path} is not an ONNX model: it has no graph or opset", "a model saved as .onnx")
-    digest = hashlib.sha256(content).hexdigest()
-    del content
+    check_protos(path, proto)
+    digest = mapped.file_digest(path)
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # onnx_ir wraps what it meets in errors of many types
         raise UserError(f"{path} is malformed: {_first_cause(error)}", "a valid ONNX model") from error
     if "ai.onnx" in model.opset_imports:
         model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
-    data = mapped.check_external_data(path, _place_external_data(model, path.parent))
-    _embed_small(model)
+    placed = _place_embedded(model, path, inside)
+    data = mapped.check_external_data(path, _place_external_data(model, path.parent, placed))
+    lift_constants(model)
+    _take_in(path, model)
     return Source(path, model, digest, data)
 
 
@@ -82,7 +85,7 @@ def naming(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {error.found}", error.required, error.remedy) from error
 
 
-def _read(path: Path) -> bytes:
+def _check_file(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder", "an ONNX model", "name the file in it")
     if not path.is_file():
@@ -92,7 +95,6 @@ def _read(path: Path) -> bytes:
             f"{path} is not an ONNX file: it has {path.stat().st_size / 1e6:.0f} MB",
             "less than 2 GiB, with weights in external data",
         )
-    return path.read_bytes()
 
 
 def _first_cause(error: BaseException) -> str:
@@ -102,11 +104,40 @@ def _first_cause(error: BaseException) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _place_external_data(model: ir.Model, folder: Path) -> list[ir.ExternalTensor]:
-    """Tell every external tensor where its file is; those of initializers and of attributes."""
+def _place_embedded(model: ir.Model, path: Path, inside: str) -> set[int]:
+    """Point the initializers that were left in the model file, under the location `inside`, at it.
+
+    Returns:
+        The `id` of each one's tensor.
+
+    Raises:
+        UserError: one has more or fewer bytes than its shape and type say.
+    """
+    placed = set()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor) or tensor.location != inside:
+            continue
+        check_length(path, tensor.name, tensor.length or 0, tensor.nbytes)
+        # By an absolute path, without a folder to stay in: the file may be a link, and is the user's word.
+        value.const_value = ir.ExternalTensor(
+            os.path.abspath(path),
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=tensor.shape,
+            name=tensor.name,
+        )
+        placed.add(id(value.const_value))
+    return placed
+
+
+def _place_external_data(model: ir.Model, folder: Path, placed: set[int]) -> list[ir.ExternalTensor]:
+    """Tell every external tensor not yet `placed` where its file is: initializers' and attributes'."""
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     tensors += [attribute.as_tensor() for _, attribute in _tensor_attributes(model)]
     external = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
+    external = [tensor for tensor in external if id(tensor) not in placed]
     for tensor in external:
         tensor.base_dir = folder
     return external
@@ -121,12 +152,39 @@ def _tensor_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Attr]]:
                     yield node, attribute
 
 
-def _embed_small(model: ir.Model) -> None:
-    """Take external tensors into memory that the output cannot have outside: attributes', empty ones."""
+def lift_constants(model: ir.Model) -> None:
+    """Make initializers of the graphs' Constant nodes with external data, which so stays in its file."""
+    for node, attribute in _tensor_attributes(model):
+        tensor, graph, output = attribute.as_tensor(), node.graph, node.outputs[0]
+        if node.op_type != "Constant" or node.domain or not isinstance(tensor, ir.ExternalTensor):
+            continue
+        if not isinstance(graph, ir.Graph) or not output.name or output.is_graph_output():
+            continue
+        name, output.name = output.name, None
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        output.replace_all_uses_with(value)
+        graph.remove(node, safe=True)
+        graph.register_initializer(value)
+
+
+def _take_in(path: Path, model: ir.Model) -> None:
+    """Take external tensors into memory that the output cannot have outside: attributes', empty ones.
+
+    Raises:
+        UserError: an attribute's is too large for that.
+    """
     for node, attribute in _tensor_attributes(model):
         tensor = attribute.as_tensor()
-        if isinstance(tensor, ir.ExternalTensor):
-            node.attributes[attribute.name] = ir.AttrTensor(attribute.name, _in_memory(tensor))
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        if tensor.nbytes > mapped.CHUNK:
+            raise UserError(
+                f"{path}: node {node.name!r} holds {tensor.nbytes / 1e6:.0f} MB in its attribute"
+                f" {attribute.name!r}",
+                f"weights as initializers, or attributes of {mapped.CHUNK / 1e6:.0f} MB at most",
+                "export the model again",
+            )
+        node.attributes[attribute.name] = ir.AttrTensor(attribute.name, _in_memory(tensor))
     for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes == 0:

@@ -38,7 +38,7 @@ class Compute:
     """A weight to quantize, and the tensors of it that the model names.
 
     Attributes:
-        weight: what to compute.
+        weight: what to compute; of several twins the first.
         node: name of the node, or the first of those, that it is computed for.
         parts: the tensors.
     """
@@ -88,12 +88,15 @@ def plan_output(model: ir.Model) -> Plan:
     """Place every tensor that is planned or large. Bytes that two names share are placed once."""
     plan = Plan()
     weights: dict[QuantizedWeight, Compute] = {}
+    parts: dict[tuple[object, ...], str] = {}
     copies: dict[tuple[object, ...], str] = {}
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, PlannedTensor):
-                _plan_weight(plan, weights, value, tensor)
+                if tensor.key not in parts:
+                    parts[tensor.key] = _plan_part(plan, weights, value, tensor)
+                plan.places.append((value, parts[tensor.key]))
             elif tensor is not None and _outside(tensor):
                 _plan_copy(plan, copies, value, tensor)
     return plan
@@ -106,9 +109,10 @@ def _outside(tensor: ir.TensorProtocol) -> bool:
     return tensor.dtype != ir.DataType.STRING and tensor.nbytes >= INLINE_LIMIT
 
 
-def _plan_weight(
+def _plan_part(
     plan: Plan, weights: dict[QuantizedWeight, Compute], value: ir.Value, tensor: PlannedTensor
-) -> None:
+) -> str:
+    """Place a tensor that no twin of it has a place for; the region's name."""
     task = weights.get(tensor.weight)
     if task is None:
         task = weights[tensor.weight] = Compute(tensor.weight, _reader(value))
@@ -117,7 +121,7 @@ def _plan_weight(
     assert tensor.name is not None
     section = plan.factors if tensor.part in FACTORS else plan.data
     section.place(tensor.name, tensor.nbytes)
-    plan.places.append((value, tensor.name))
+    return tensor.name
 
 
 def _reader(value: ir.Value) -> str:

@@ -22,7 +22,7 @@ from zq2onnx.storage.output import OutputFiles, write_region
 from zq2onnx.storage.plan import Region
 
 Progress = Callable[[int, int], None]
-"""Called with the number of weights done since the last call, and the number of all."""
+"""Called with the number of parameters done since the last call, and the number of all."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,8 @@ class Writer:
         """Do every task that the journal does not hold; stops at the first error or Ctrl-C."""
         data = os.open(self.files.partial_data, os.O_RDWR)
         factors = os.open(self.files.partial_factors, os.O_RDWR)
-        # One BLAS thread a worker: sums would otherwise depend on how many there are.
         try:
-            with threadpoolctl.threadpool_limits(1), ThreadPoolExecutor(jobs) as pool:
+            with threadpoolctl.threadpool_limits(1), _workers(jobs) as pool:
                 futures = [pool.submit(self._do, task, data, factors) for task in self.plan.tasks]
                 try:
                     _result(futures)
@@ -90,10 +89,15 @@ class Writer:
         region = self.plan.data.regions[task.name]
         content = hashlib.sha256()
         offset = region.offset
+        end = region.offset + region.length
         for chunk in mapped.tensor_chunks(task.tensor):
+            if offset + chunk.nbytes > end:
+                raise ValueError(f"{task.name!r}: more bytes than its region of {region.length}")
             content.update(chunk)
             write_region(descriptor, Region(offset, chunk.nbytes), chunk)
             offset += chunk.nbytes
+        if offset != end:
+            raise ValueError(f"{task.name!r}: {offset - region.offset} bytes for a region of {region.length}")
         return Entry(task.name, content.hexdigest(), content.hexdigest(), {})
 
     def _compute(self, task: Compute, data: int, factors: int) -> Entry:
@@ -132,6 +136,14 @@ class Writer:
         with self._lock:
             self.reused += isinstance(task, Compute)
         return True
+
+
+def _workers(jobs: int) -> ThreadPoolExecutor:
+    """Threads with one BLAS thread each: sums would otherwise depend on how many there are.
+
+    Some libraries keep the number by thread, so that a limit of the whole process is not theirs.
+    """
+    return ThreadPoolExecutor(jobs, initializer=threadpoolctl.threadpool_limits, initargs=(1,))
 
 
 def _result(futures: list[Future[None]]) -> None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from zq2onnx.conversion.compute import Facts
 from zq2onnx.conversion.placement import Compute, Plan
+from zq2onnx.opset import DOMAIN, FLOAT_ACTIVATIONS
 from zq2onnx.passes.planned import FACTORS, Form, PlannedTensor, QuantizedWeight
 from zq2onnx.passes.select_nodes import Selection
 from zq2onnx.report import Report, Requirements, Status
@@ -20,9 +21,10 @@ RUNTIME_BY_OPSET = {21: "1.20", 22: "1.22", 23: "1.23", 24: "1.24", 25: "1.24"}
 """The oldest ONNX Runtime of those tried that loads a model of the opset; 25 has the 2-bit types."""
 RUNTIME_OF_BYTE_GATHER = "1.23"
 """The oldest that knows GatherBlockQuantized's `bits`."""
+RUNTIME_OF_BFLOAT16 = "1.23"
+"""The oldest whose MatMulNBits takes bfloat16; 1.20.1 and 1.22.1 fail on it at load."""
 LOAD_BYTES_PER_WEIGHT = {8: 1.2, 4: 0.6, 3: 2.5, 2: 1.4}
 """Peak memory of stock ONNX Runtime's constant folding, measured (benchmarks/bodies.py)."""
-QDQ_SESSION_CONFIG = {"session.qdq_matmulnbits_accuracy_level": "0"}
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -43,6 +45,8 @@ def requirements(model: ir.Model) -> Requirements:
     versions = [RUNTIME_BY_OPSET.get(opset, OLDEST_RUNTIME)]
     if any(node.op_type == "GatherBlockQuantized" and "bits" in node.attributes for node in nodes):
         versions.append(RUNTIME_OF_BYTE_GATHER)
+    if ir.DataType.BFLOAT16 in types and any(node.domain == DOMAIN for node in nodes):
+        versions.append(RUNTIME_OF_BFLOAT16)
     providers = ["CUDAExecutionProvider"]
     if ir.DataType.BFLOAT16 not in types:
         providers.insert(0, "CPUExecutionProvider")
@@ -52,7 +56,7 @@ def requirements(model: ir.Model) -> Requirements:
         opset=imports,
         ir_version=model.ir_version,
         providers=providers,
-        session_config=QDQ_SESSION_CONFIG if qdq else {},
+        session_config=dict(FLOAT_ACTIVATIONS) if qdq else {},
     )
 
 
@@ -70,9 +74,13 @@ def fill_nodes(report: Report, selection: Selection, facts: Mapping[QuantizedWei
 
 
 def fill_sizes(report: Report, plan: Plan, facts: Mapping[QuantizedWeight, Facts]) -> None:
-    """Effective bits per rewritten weight, and what stock ONNX Runtime needs to load them."""
+    """Effective bits per rewritten weight, and what stock ONNX Runtime needs to load them.
+
+    The latter was measured of the portable operators alone: with any other form in the file it is
+    unknown.
+    """
     stored = weights = 0
-    loading = 0.0
+    loading: float | None = 0.0
     for task in plan.tasks:
         if not isinstance(task, Compute):
             continue
@@ -80,10 +88,11 @@ def fill_sizes(report: Report, plan: Plan, facts: Mapping[QuantizedWeight, Facts
         stored += sum(part.nbytes for part in kept)
         count = task.weight.view.k * task.weight.view.n
         weights += count
-        if _portable(kept):
-            loading += LOAD_BYTES_PER_WEIGHT[task.weight.scheme.bits] * count
+        if loading is not None:
+            peak = LOAD_BYTES_PER_WEIGHT[task.weight.scheme.bits] * count
+            loading = loading + peak if _portable(kept) else None
     report.effective_bits = 8 * stored / weights if weights else None
-    report.load_bytes = int(loading)
+    report.load_bytes = None if loading is None else int(loading)
 
 
 def _portable(parts: list[PlannedTensor]) -> bool:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from zq2onnx.errors import UserError
 from zq2onnx.evaluation.float32_copy import float32_copy
-from zq2onnx.evaluation.metrics import Score, score_window
+from zq2onnx.evaluation.matching import check_tokenizer, check_vocabulary
+from zq2onnx.evaluation.metrics import Score, score_reference, score_window
 from zq2onnx.evaluation.session import LanguageModel
 from zq2onnx.evaluation.subject import Subject, examine
 from zq2onnx.evaluation.text import Windows, cut_windows, load_tokenizer
@@ -52,11 +53,19 @@ class ModelScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of all models; the first is what the others are compared with."""
+    """What was measured of all models; the first is what the others are compared with.
+
+    Attributes:
+        models: in the order given.
+        length: tokens in a window.
+        positions: how many tokens each model predicted.
+        vocabulary: how many tokens it chose from at each.
+    """
 
     models: tuple[ModelScore, ...]
     length: int
     positions: int
+    vocabulary: int
 
     def to_json(self) -> str:
         """`{"models": [...]}`, indented; a number that is not finite is null."""
@@ -80,7 +89,8 @@ class Plan:
     def run(self, progress: Progress | None = None) -> Evaluation:
         """Run every window once on every model.
 
-        All models are open at once, and the logits of at most two of them are held, for one window.
+        All models are open at once. For one window are held the first model's logits and
+        probabilities, and the logits of one other model.
 
         Raises:
             UserError: ONNX Runtime cannot load or run a model.
@@ -91,9 +101,10 @@ class Plan:
                 for subject in self.subjects
             ]
             scores = [_score_text(models, text, progress or (lambda amount: None)) for text in self.texts]
-        return self._summarize(scores)
+            vocabulary = models[0].vocabulary
+        return self._summarize(scores, vocabulary)
 
-    def _summarize(self, scores: list[list[Score]]) -> Evaluation:
+    def _summarize(self, scores: list[list[Score]], vocabulary: int) -> Evaluation:
         """Gather `scores[text][model]`."""
         results: list[ModelScore] = []
         for i, subject in enumerate(self.subjects):
@@ -115,7 +126,7 @@ class Plan:
                     total.kl,
                 )
             )
-        return Evaluation(tuple(results), self.length, total.positions)
+        return Evaluation(tuple(results), self.length, total.positions, vocabulary)
 
 
 def evaluate(
@@ -164,9 +175,11 @@ def plan_evaluation(
     subjects = tuple(examine(path) for path in models)
     length = _choose_length(subjects, length)
     encode = load_tokenizer(tokenizer)
+    for subject in subjects:
+        check_tokenizer(subject, tokenizer)
     cut = tuple(cut_windows(text, encode, length, windows) for text in texts)
     for subject in subjects:
-        _check_vocabulary(subject, cut, tokenizer)
+        check_vocabulary(subject, cut, tokenizer)
     return Plan(subjects, cut, length)
 
 
@@ -206,29 +219,20 @@ def _default_length(subjects: Sequence[Subject]) -> int:
     return min(context, LONGEST_DEFAULT)
 
 
-def _check_vocabulary(subject: Subject, texts: Sequence[Windows], tokenizer: Path) -> None:
-    for text in texts:
-        if subject.vocabulary is not None and text.largest_id >= subject.vocabulary:
-            raise UserError(
-                f"{tokenizer}: it encodes {text.text} with ids up to {text.largest_id}, and"
-                f" {subject.path} knows {subject.vocabulary} tokens: it is another model's tokenizer",
-                "the tokenizer that the model was trained with",
-            )
-
-
 def _score_text(models: Sequence[LanguageModel], text: Windows, progress: Progress) -> list[Score]:
     """Score every model on one text."""
     scores = [Score() for _ in models]
     for tokens in text.ids:
-        reference = models[0].logits(tokens)
-        scores[0] += score_window(reference, tokens)
+        first = models[0].logits(tokens)
+        score, reference = score_reference(first, tokens)
+        scores[0] += score
         progress(1)
         for i, model in enumerate(models[1:], start=1):
             logits = model.logits(tokens)
-            if logits.shape != reference.shape:
+            if logits.shape != first.shape:
                 raise UserError(
                     f"{model.subject.path}: {logits.shape[1]} tokens in its vocabulary,"
-                    f" {reference.shape[1]} in that of {models[0].subject.path}",
+                    f" {first.shape[1]} in that of {models[0].subject.path}",
                     "models of one vocabulary",
                 )
             scores[i] += score_window(logits, tokens, reference)

@@ -1,4 +1,4 @@
-"""What is measured on a window's logits. NumPy alone, float64 sums, in memory of a few rows."""
+"""What is measured on a window's logits. NumPy alone, in the logits' own width, with float64 sums."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_CHUNK_ELEMENTS = 1 << 18  # float64 rows that stay in the cache
+_CHUNK_ELEMENTS = 1 << 17  # float32 rows that stay in the cache, three times
 
 
 @dataclass(frozen=True)
@@ -52,31 +52,70 @@ class Score:
         return self.divergence / self.positions
 
 
-def score_window(
-    logits: npt.NDArray[np.floating],
-    tokens: npt.NDArray[np.int64],
-    reference: npt.NDArray[np.floating] | None = None,
-) -> Score:
-    """Score a window: position `i` predicts token `i + 1`, so the first token goes unscored.
+@dataclass(frozen=True)
+class Reference:
+    """A reference model's predictions of a window, as scoring other models needs them.
+
+    Attributes:
+        probabilities: `[length - 1, vocabulary]`, float32, or float64 where the logits are.
+        best: `[length - 1]`, the most probable tokens.
+        negentropy: float64 `[length - 1]`, `sum(p log p)`, in nats.
+    """
+
+    probabilities: npt.NDArray[np.floating]
+    best: npt.NDArray[np.intp]
+    negentropy: npt.NDArray[np.float64]
+
+
+def score_reference(
+    logits: npt.NDArray[np.floating], tokens: npt.NDArray[np.int64]
+) -> tuple[Score, Reference]:
+    """Score a window of the model that others are compared with; it agrees with itself everywhere.
 
     Args:
         logits: `[length, vocabulary]`, any float type.
-        tokens: int64 `[length]`.
-        reference: the reference model's logits for the same tokens, shaped as `logits`; None where
-            the model is the reference itself, which agrees with itself everywhere.
+        tokens: int64 `[length]`; position `i` predicts token `i + 1`, the first goes unscored.
     """
-    total = Score()
-    for rows in _chunks(len(tokens) - 1, logits.shape[-1]):
-        log_p = _log_softmax(logits[rows])
-        targets = tokens[1:][rows]
-        surprise = -float(log_p[np.arange(len(targets)), targets].sum())
-        if reference is None:
-            total += Score(len(targets), surprise, len(targets), 0.0)
-            continue
-        agreements = int((logits[rows].argmax(axis=-1) == reference[rows].argmax(axis=-1)).sum())
-        divergence = _divergence(_log_softmax(reference[rows]), log_p)
-        total += Score(len(targets), surprise, agreements, divergence)
-    return total
+    rows, width = len(tokens) - 1, logits.shape[-1]
+    probabilities = np.empty((rows, width), _working_type(logits))
+    best = np.empty(rows, np.intp)
+    negentropy = np.empty(rows)
+    surprise = 0.0
+    for part in _chunks(rows, width):
+        shifted, best[part] = _shift(logits[part])
+        exponentials = np.exp(shifted, out=probabilities[part])
+        log_total = _divide_by_sum(exponentials)
+        negentropy[part] = _expectation(exponentials, shifted) - log_total
+        surprise += _surprise(shifted, log_total, tokens[1:][part])
+    return Score(rows, surprise, rows, 0.0), Reference(probabilities, best, negentropy)
+
+
+def score_window(
+    logits: npt.NDArray[np.floating], tokens: npt.NDArray[np.int64], reference: Reference
+) -> Score:
+    """Score a window of another model.
+
+    Args:
+        logits: `[length, vocabulary]`, any float type.
+        tokens: int64 `[length]`; position `i` predicts token `i + 1`, the first goes unscored.
+        reference: what `score_reference` made of the first model's logits for the same tokens.
+    """
+    rows, width = len(tokens) - 1, logits.shape[-1]
+    surprise = divergence = 0.0
+    agreements = 0
+    for part in _chunks(rows, width):
+        shifted, best = _shift(logits[part])
+        # KL(p || q) = sum(p log p) - sum(p log q): p's rounding is in both terms alike.
+        expected = _expectation(reference.probabilities[part], shifted)
+        log_total = _log_sum(np.exp(shifted))
+        divergence += float((reference.negentropy[part] - (expected - log_total)).sum())
+        surprise += _surprise(shifted, log_total, tokens[1:][part])
+        agreements += int((best == reference.best[part]).sum())
+    return Score(rows, surprise, agreements, divergence)
+
+
+def _working_type(logits: npt.NDArray[np.floating]) -> np.dtype[np.floating]:
+    return np.result_type(logits, np.float32)
 
 
 def _chunks(rows: int, width: int) -> Iterator[slice]:
@@ -86,17 +125,43 @@ def _chunks(rows: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def _log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Over the last axis, in float64."""
-    shifted = logits.astype(np.float64)
+def _shift(logits: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.intp]]:
+    """A copy of the logits less the greatest of their row, and where that is."""
+    shifted = logits.astype(_working_type(logits))
+    best = shifted.argmax(axis=-1)
     with np.errstate(invalid="ignore"):  # infinite logits make NaN, and NaN is what is reported
-        shifted -= shifted.max(axis=-1, keepdims=True)
-        shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
+        shifted -= np.take_along_axis(shifted, best[:, None], axis=-1)
+    return shifted, best
 
 
-def _divergence(log_p: npt.NDArray[np.float64], log_q: npt.NDArray[np.float64]) -> float:
-    """Sum over rows of `KL(p ‖ q)`; tokens that p rules out (`-inf`) add nothing."""
-    p = np.exp(log_p)
-    ratio = np.subtract(log_p, log_q, out=np.zeros_like(p), where=p > 0)
-    return float(np.einsum("ij,ij->", p, ratio))
+def _log_sum(exponentials: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    total: npt.NDArray[np.float64] = np.log(exponentials.sum(axis=-1, dtype=np.float64))
+    return total
+
+
+def _divide_by_sum(exponentials: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Make each row a distribution, in place; the logarithm of what its sum was."""
+    log_total = _log_sum(exponentials)
+    exponentials *= np.exp(-log_total)[:, None].astype(exponentials.dtype)
+    return log_total
+
+
+def _surprise(
+    shifted: npt.NDArray[np.floating],
+    log_total: npt.NDArray[np.float64],
+    targets: npt.NDArray[np.int64],
+) -> float:
+    """Sum over rows of `-log p(target)`."""
+    return float((log_total - shifted[np.arange(len(targets)), targets]).sum())
+
+
+def _expectation(
+    probabilities: npt.NDArray[np.floating], values: npt.NDArray[np.floating]
+) -> npt.NDArray[np.float64]:
+    """Sums over rows of `p x`; what p rules out adds nothing, though it be `-inf`."""
+    with np.errstate(invalid="ignore"):
+        sums: npt.NDArray[np.float64] = (probabilities * values).sum(axis=-1, dtype=np.float64)
+    if np.isfinite(sums).all():
+        return sums
+    products = np.multiply(probabilities, values, out=np.zeros_like(values), where=probabilities != 0)
+    return products.sum(axis=-1, dtype=np.float64)

@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from zq2onnx.errors import UserError
 from zq2onnx.evaluation.subject import Subject
+from zq2onnx.opset import FLOAT_ACTIVATIONS
 from zq2onnx.runtime.providers import CPU_PROVIDER, require_onnxruntime
 
 _SESSION_CONFIG = {
-    # ONNX Runtime's default of 4 would round the activations of A16 QDQ models to int8.
-    "session.qdq_matmulnbits_accuracy_level": "0",
+    **FLOAT_ACTIVATIONS,
     # Several sessions are open, one runs: the threads of the others must not spin.
     "session.force_spinning_stop": "1",
 }
@@ -38,6 +38,8 @@ class LanguageModel:
         for key, value in _SESSION_CONFIG.items():
             options.add_session_config_entry(key, value)
         self.subject = subject
+        self.vocabulary = 0
+        """Tokens that it predicts among, once it has been run."""
         self._run_options = ort.RunOptions()
         self._run_options.log_severity_level = _FATAL_ONLY
         try:
@@ -73,6 +75,7 @@ class LanguageModel:
                 "[1, length, vocabulary] with a vocabulary that holds every id",
                 "give the model's own tokenizer",
             )
+        self.vocabulary = logits.shape[2]
         window: npt.NDArray[np.floating] = logits[0]
         return window
 

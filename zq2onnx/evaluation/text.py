@@ -30,6 +30,35 @@ class Windows:
     largest_id: int
 
 
+def tokenizer_file(path: Path) -> Path:
+    """The file meant by a `tokenizer.json` or the folder that holds one.
+
+    Raises:
+        UserError: there is none.
+    """
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file}: no such file", "a tokenizer.json, or the folder that holds one")
+    return file
+
+
+def _read_tokenizer(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises bare Exception for every fault of the file
+        raise UserError(f"{file}: not a tokenizer ({error})", "a tokenizer.json") from error
+
+
+def base_vocabulary(file: Path) -> dict[str, int]:
+    """A `tokenizer.json`'s tokens and ids, without those added to it.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    vocabulary: dict[str, int] = _read_tokenizer(file).get_vocab(with_added_tokens=False)
+    return vocabulary
+
+
 def load_tokenizer(path: Path) -> Encode:
     """Load a tokenizer: what encodes a text whole, without special tokens, truncation or padding.
 
@@ -39,13 +68,7 @@ def load_tokenizer(path: Path) -> Encode:
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"{file}: no such file", "a tokenizer.json, or the folder that holds one")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the package raises bare Exception for every fault of the file
-        raise UserError(f"{file}: not a tokenizer ({error})", "a tokenizer.json") from error
+    tokenizer = _read_tokenizer(tokenizer_file(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
 

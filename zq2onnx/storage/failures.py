@@ -32,11 +32,17 @@ def no_space_is_told(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keeping_the_journal(files: OutputFiles, journal: Journal) -> Iterator[None]:
-    """What the user has to mend leaves nothing behind; a kill or Ctrl-C leaves what --resume goes on from."""
+    """Leave behind what --resume can go on from, and nothing else.
+
+    A kill, Ctrl-C, an error of the disk or the network and a lack of memory are of the moment: what
+    was done stays. What the user has to mend, and a defect of the program, would come again.
+    """
     try:
         with no_space_is_told(files.model.parent):
             yield
-    except UserError:
+    except (OSError, MemoryError):
+        raise
+    except Exception:
         journal.close()
         files.discard()
         raise

@@ -6,12 +6,12 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from zq2onnx.errors import UserError
 from zq2onnx.storage.mapped import CHUNK
+from zq2onnx.storage.paths import check_folder, same_file
 from zq2onnx.storage.plan import PAGE, Region
 
 SINGLE_FILE_LIMIT = 2_000_000_000
@@ -28,11 +28,13 @@ class OutputFiles:
         model: final path of the model file.
         single_file: whether the model file is to hold the weights too.
         made_folder: whether this conversion made the folder of `model`.
+        stale: data of the model that is to be overwritten, which nothing will name any more.
     """
 
     model: Path
     single_file: bool = False
     made_folder: bool = False
+    stale: Path | None = None
 
     @property
     def data(self) -> Path:
@@ -60,6 +62,11 @@ class OutputFiles:
         return self.model.with_name(self.model.name + ".journal")
 
     @property
+    def lock(self) -> Path:
+        """The file that says, by a lock on it, that a conversion is under way."""
+        return self.model.with_name(self.model.name + ".lock")
+
+    @property
     def final(self) -> list[Path]:
         """What the output consists of in the end."""
         return [self.model] if self.single_file else [self.model, self.data]
@@ -75,16 +82,22 @@ class OutputFiles:
         """Size of the finished output."""
         return sum(path.stat().st_size for path in self.final)
 
-    def check(self, inputs: list[Path], force: bool) -> None:
+    def check_inputs(self, inputs: list[Path]) -> None:
+        """Make sure that no file of this output is one of the input's.
+
+        Raises:
+            UserError: one is.
+        """
+        for target in (*self.final, *self.unfinished, self.lock):
+            if any(same_file(target, path) for path in inputs):
+                raise UserError(f"{target} is the input, or its data", "another output", "choose one with -o")
+
+    def check(self, force: bool) -> None:
         """Make sure that writing here is wanted and possible; writes nothing.
 
         Raises:
-            UserError: a path that would be written is one of the inputs, the output exists, or its
-                folder cannot be made or written to.
+            UserError: the output exists, or its folder cannot be made or written to.
         """
-        for target in (*self.final, *self.unfinished):
-            if any(_same(target, path) for path in inputs):
-                raise UserError(f"{target} is the input, or its data", "another output", "choose one with -o")
         for target in self.final:
             if target.is_dir():
                 raise UserError(f"{target} is a folder", "a file name", "add the file's name to -o")
@@ -109,9 +122,15 @@ class OutputFiles:
 
     def make_folder(self) -> None:
         """Make the output's folder where it is missing."""
-        if not self.model.parent.is_dir():
+        with contextlib.suppress(FileExistsError):
             self.model.parent.mkdir()
             self.made_folder = True
+
+    def leave_folder(self) -> None:
+        """Remove the output's folder if that is as this run made it: empty."""
+        if self.made_folder:
+            with contextlib.suppress(OSError):  # the output is there, or somebody's file
+                self.model.parent.rmdir()
 
     def reserve(self, data_size: int, factors_size: int, keep: bool) -> None:
         """Take the room that the output needs, before anything is computed.
@@ -170,50 +189,24 @@ class OutputFiles:
             file.write(model_bytes)
             file.flush()
             os.fsync(file.fileno())
-        if not self.single_file:
+        if self.single_file:
+            self.remove_stale()
+        else:
             self.model.unlink(missing_ok=True)
             self.partial_data.replace(self.data)
         self.partial_model.replace(self.model)
+
+    def remove_stale(self) -> None:
+        """Remove the data that only the old model named, and that model before it."""
+        if self.stale is not None:
+            self.model.unlink(missing_ok=True)
+            self.stale.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove everything unfinished, and the folder if that leaves it as this run made it: empty."""
         for path in self.unfinished:
             path.unlink(missing_ok=True)
-        if self.made_folder:
-            with contextlib.suppress(OSError):  # the output is there, or somebody's file
-                self.model.parent.rmdir()
-
-
-def check_folder(file: Path) -> None:
-    """Make sure that `file` can be made: its folder is writable, or can be made in one that is.
-
-    Raises:
-        UserError: it cannot.
-    """
-    folder = file.parent
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise UserError(f"{file}: {folder} is no folder", "a folder", "choose another path")
-    existing = folder if folder.is_dir() else folder.parent
-    if not existing.is_dir():
-        raise UserError(f"{file}: there is no folder {existing}", "an existing one", f"mkdir -p {existing}")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{file}: {existing} is not writable", "a writable folder", "choose another path")
-
-
-def check_side_files(report: Path | None, dumps: Path | None, taken: Sequence[Path]) -> None:
-    """Make sure, before any work, that report and dumps can be written, and over nothing of the model's.
-
-    Raises:
-        UserError: they cannot.
-    """
-    if report is not None:
-        if report.is_dir():
-            raise UserError(f"the report {report} is a folder", "a file name")
-        if any(_same(report, path) for path in taken):
-            raise UserError(f"the report {report} is a file of the model", "another path for --report")
-        check_folder(report)
-    if dumps is not None:
-        check_folder(dumps / "dump")
+        self.leave_folder()
 
 
 def write_region(descriptor: int, region: Region, content: memoryview) -> None:
@@ -223,13 +216,6 @@ def write_region(descriptor: int, region: Region, content: memoryview) -> None:
     written = 0
     while written < region.length:
         written += os.pwrite(descriptor, content[written : written + CHUNK], region.offset + written)
-
-
-def _same(path: Path, other: Path) -> bool:
-    """Whether two paths are one file, or would be."""
-    if path.exists() and other.exists():
-        return path.samefile(other)
-    return path.resolve() == other.resolve()
 
 
 def _allocate(descriptor: int, size: int) -> None:

@@ -33,7 +33,13 @@ class Section:
     size: int = 0
 
     def place(self, name: str, length: int) -> Region:
-        """Reserve the next free region."""
+        """Reserve the next free region.
+
+        Raises:
+            ValueError: the name has a region already.
+        """
+        if name in self.regions:
+            raise ValueError(f"{name!r} is placed twice")
         alignment = PAGE if length >= PAGE_THRESHOLD else ALIGNMENT
         offset = -(-self.size // alignment) * alignment
         region = self.regions[name] = Region(offset, length)

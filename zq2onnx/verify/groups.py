@@ -7,7 +7,7 @@ the group asked for is ever read from the model's external data.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import ChainMap, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from zq2onnx.errors import CheckFailed
 from zq2onnx.opset import DOMAIN, GROUP_KEY
+from zq2onnx.verify.walk import subgraphs
 
 _EMBEDDINGS = {"Gather", "GatherBlockQuantized"}
 _QUANTIZED = _EMBEDDINGS | {"DequantizeLinear"}
@@ -96,18 +97,17 @@ def find_groups(model: onnx.ModelProto) -> dict[str, Group]:
     Raises:
         CheckFailed: a group has no activation, or not exactly one output.
     """
-    return dict(_graph_groups(model.graph, {}))
+    return dict(_graph_groups(model.graph, ChainMap()))
 
 
-def _graph_groups(graph: onnx.GraphProto, outer: Mapping[str, TensorProto]) -> Iterator[tuple[str, Group]]:
-    constants = {**outer, **{tensor.name: tensor for tensor in graph.initializer}}
+def _graph_groups(graph: onnx.GraphProto, outer: ChainMap[str, TensorProto]) -> Iterator[tuple[str, Group]]:
+    constants = outer.new_child({tensor.name: tensor for tensor in graph.initializer})
     members: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t
-        for attribute in node.attribute:
-            for subgraph in (attribute.g, *attribute.graphs):
-                yield from _graph_groups(subgraph, constants)
+        for subgraph in subgraphs(node):
+            yield from _graph_groups(subgraph, constants)
         for item in node.metadata_props:
             if item.key == GROUP_KEY:
                 members[item.value].append(node)
@@ -118,10 +118,10 @@ def _graph_groups(graph: onnx.GraphProto, outer: Mapping[str, TensorProto]) -> I
 def _group(name: str, nodes: list[onnx.NodeProto], constants: Mapping[str, TensorProto]) -> Group:
     made = {value for node in nodes for value in node.output}
     activation = next(filter(None, (_activation(node, made) for node in nodes)), None)
-    known = constants.keys() | {activation, ""}
+    known = {activation, ""}
     kept = []
     for node in nodes:
-        if node.op_type != "Constant" and known.issuperset(node.input):
+        if node.op_type != "Constant" and all(value in known or value in constants for value in node.input):
             known |= set(node.output)
             kept.append(node)
     read = {value for node in kept for value in node.input if value}
@@ -130,7 +130,7 @@ def _group(name: str, nodes: list[onnx.NodeProto], constants: Mapping[str, Tenso
         raise CheckFailed(
             f"node {name!r}: its group reads {activation!r} and writes {outputs}, not one value"
         )
-    own = {value: constants[value] for value in sorted(read & constants.keys())}
+    own = {value: constants[value] for value in sorted(read) if value in constants}
     return Group(name, tuple(kept), own, activation, outputs[0], len(kept) < len(nodes))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import tempfile
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,12 @@ import onnx
 
 from zq2onnx.errors import CheckFailed
 from zq2onnx.opset import MICROSOFT
+from zq2onnx.verify.walk import subgraphs
 
 if TYPE_CHECKING:
     import onnxruntime
 
 Model = Path | bytes
-
-FLOAT_ACTIVATIONS = {"session.qdq_matmulnbits_accuracy_level": "0"}
-"""Session configuration that a qdq model needs: ONNX Runtime's own default is level 4."""
 
 _EXTERNAL = {
     "session.optimized_model_external_initializers_file_name": "weights.data",
@@ -101,14 +100,14 @@ def optimized_graph(model: Model, config: Mapping[str, str] | None = None) -> on
 
     Args:
         model: the file, or a serialized model without external data.
-        config: session configuration entries, such as `FLOAT_ACTIVATIONS`.
+        config: session configuration entries, such as `opset.FLOAT_ACTIVATIONS`.
     """
     return optimizing_session(model, config)[1]
 
 
 def findings(optimized: onnx.ModelProto) -> list[Finding]:
     """Everything in an optimized graph that an A16 model must not hold, subgraphs included."""
-    return list(_graph_findings(optimized.graph, frozenset()))
+    return list(_graph_findings(optimized.graph, ChainMap()))
 
 
 def violations(optimized: onnx.ModelProto) -> list[str]:
@@ -116,18 +115,18 @@ def violations(optimized: onnx.ModelProto) -> list[str]:
     return [str(finding) for finding in findings(optimized)]
 
 
-def _graph_findings(graph: onnx.GraphProto, outer: frozenset[str]) -> Iterator[Finding]:
-    constant = set(outer) | {tensor.name for tensor in graph.initializer}
+def _graph_findings(graph: onnx.GraphProto, outer: ChainMap[str, None]) -> Iterator[Finding]:
+    """`outer`: names of the constants known around the graph."""
+    constant = outer.new_child(dict.fromkeys(tensor.name for tensor in graph.initializer))
     for node in graph.node:
         of_constants = all(name in constant for name in node.input if name)
         if of_constants and (node.input or node.op_type == "Constant"):
-            constant.update(node.output)
+            constant.update(dict.fromkeys(node.output))
         violation = _violation(node, of_constants)
         if violation is not None:
             yield Finding(violation, node.name, node.op_type)
-        for attribute in node.attribute:
-            for subgraph in (attribute.g, *attribute.graphs):
-                yield from _graph_findings(subgraph, frozenset(constant))
+        for subgraph in subgraphs(node):
+            yield from _graph_findings(subgraph, constant)
 
 
 def _violation(node: onnx.NodeProto, of_constants: bool) -> Violation | None:

@@ -11,19 +11,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from zq2onnx.errors import CheckFailed
+from zq2onnx.opset import FLOAT_ACTIVATIONS
 from zq2onnx.report import CheckReport
+from zq2onnx.scheme import CheckMode
 from zq2onnx.verify.groups import Group, find_groups, group_model, load_constants
-from zq2onnx.verify.optimized import (
-    FLOAT_ACTIVATIONS,
-    Violation,
-    findings,
-    naming_failures,
-    optimizing_session,
-)
+from zq2onnx.verify.optimized import Violation, findings, naming_failures, optimizing_session
 from zq2onnx.verify.oracle import expected_output, random_activation
-from zq2onnx.verify.whole import run_whole_model
-
-MODES = ("sample", "full")
+from zq2onnx.verify.whole import judge_whole_model, run_whole_model
 
 Progress = Callable[[int, int], None]
 
@@ -32,24 +26,34 @@ _SEED = 20
 
 
 def check(
-    model_path: Path, nodes: Sequence[str], mode: str, *, progress: Progress | None = None
+    model_path: Path,
+    nodes: Sequence[str],
+    mode: CheckMode | str,
+    *,
+    original: Path | None = None,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """Check a model that `convert` wrote, on ONNX Runtime's CPU provider.
 
     Args:
         model_path: the model, its external data beside it.
         nodes: original names of the rewritten nodes.
-        mode: `sample`, one node of every kind (operators, shapes, types, attributes); `full`, every
-            node, then the whole model once.
+        mode: `sample`, one node of every kind (operators, shapes, types, attributes), and of a qdq
+            model what ONNX Runtime makes of the whole; `full`, every node, then the whole model once.
+        original: the float model that it was made from. The whole model's failing on made-up inputs
+            is a failure only where this one runs on them.
         progress: called with the nodes done and the nodes to do.
 
     Raises:
         CheckFailed: a node is missing, computes something else than its dequantized weight, or does
             not run as its scheme says.
     """
+    mode = CheckMode(mode)
+    report = CheckReport(mode.value)
+    if mode is CheckMode.NONE:
+        return report
     model = onnx.load(model_path, load_external_data=False)
     chosen = _choose(find_groups(model), nodes, mode)
-    report = CheckReport(mode)
     unfused = []
     for done, group in enumerate(chosen, start=1):
         if not _check_group(group, model, model_path.parent, report):
@@ -61,17 +65,20 @@ def check(
             f"this ONNX Runtime leaves the DequantizeLinear of {len(unfused)} of {len(chosen)} nodes unfused"
             f" (the first is {unfused[0]!r})"
         )
-    if mode == "full":
-        report.notes += run_whole_model(model_path, model)
+    if mode is CheckMode.FULL:
+        report.notes += run_whole_model(model_path, model, original)
+    elif not all(group.is_portable for group in chosen if not group.is_embedding):
+        # Alone, a group may fuse and in its place not: by a second reader, or a tied table.
+        report.notes += judge_whole_model(model_path, model)
     return report
 
 
-def _choose(groups: dict[str, Group], nodes: Sequence[str], mode: str) -> list[Group]:
+def _choose(groups: dict[str, Group], nodes: Sequence[str], mode: CheckMode) -> list[Group]:
     missing = [name for name in nodes if name not in groups]
     if missing:
         raise CheckFailed(f"node {missing[0]!r}: not in the written model (one of {len(missing)})")
     chosen = [groups[name] for name in nodes]
-    if mode == "full":
+    if mode is CheckMode.FULL:
         return chosen
     kinds: dict[tuple[object, ...], Group] = {}
     for group in chosen:
