@@ -153,6 +153,8 @@ def _table(node: ir.Node) -> WeightView | str | None:
     if len(found.shape) != 2 or node.attributes.get_int("axis", 0) not in (0, -2):
         return None
     ids = node.inputs[1]
+    if constant_tensor(ids) is not None:
+        return "its rows are chosen by constants: the lookup folds at load"
     if ids is not None and ids.shape is not None and len(ids.shape) == 0:
         return "it looks up a single row"
     return trace_weight(node.inputs[0])

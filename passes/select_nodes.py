@@ -168,5 +168,6 @@ def _split_ties(selection: Selection, candidates: list[Candidate]) -> list[str]:
                 warnings.append(
                     f"{pair[0].node.name}: its weight is tied to the {what} {pair[1].node.name},"
                     " which stays float: the file holds both"
+                    " (--embedding-bits and --include lm_head together quantize both)"
                 )
     return warnings

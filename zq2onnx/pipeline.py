@@ -35,13 +35,16 @@ from zq2onnx.passes.unpack_embeddings import UnpackEmbeddingsPass
 from zq2onnx.report import Report
 from zq2onnx.runtime.providers import require_onnxruntime
 from zq2onnx.scheme import CheckMode, Target, parse_choice
-from zq2onnx.storage.companions import check_companions, copy_companions
+from zq2onnx.storage.companions import add_companions
 from zq2onnx.storage.failures import keeping_the_journal
 from zq2onnx.storage.journal import Journal
 from zq2onnx.storage.lock import locked
 from zq2onnx.storage.output import OutputFiles
 from zq2onnx.storage.paths import check_side_files
 from zq2onnx.verify import check as check_model
+
+MOST_JOBS = 8
+"""Weights quantized at a time where nobody says how many."""
 
 
 def convert(
@@ -125,7 +128,6 @@ def convert(
         journal = Journal(files.journal, journal_header(source, options))
         resumed = resume and journal.resume()
         files.check(force or (resumed and journal.wrote(path)))
-        check_companions(source.path.parent, path.parent, force=force)
         check_side_files(report_path, dumps.folder, [*source.files, *files.final, *files.unfinished])
         files.stale = stale_data(files, source)
         result = Report(options.describe(), requirements(source.model), str(path), options.target.value)
@@ -135,10 +137,11 @@ def convert(
             run = Run(source, options, files, journal, dumps, resumed)
             quantize(run, selection, result, workers, progress or _silent)
         else:
-            copy_unchanged(source, files, force)
+            copy_unchanged(source, files)
             result.bytes_after = source.nbytes
-        copy_companions(source.path.parent, path.parent, force=force)
-        failure = verify(path, result, mode, check_progress)
+        for kept in add_companions(source.path.parent, path.parent):
+            result.warnings.append(f"{kept} differs from the input's, and was kept")
+        failure = verify(source, result, mode, check_progress)
         result.seconds = time.monotonic() - started
         result.peak_rss_bytes = peak_rss_bytes()
         if report_path is not None:
@@ -188,6 +191,11 @@ def prepare(source: Source, options: Options, result: Report, dumps: Dumps) -> S
             dumps.run([raising], graph)
             selection = select_nodes(graph, options.policy)
     result.nodes = selection.reports
+    if any(scheme.bits == 3 for _, scheme in selection.chosen.values()) and options.target is Target.QDQ:
+        result.warnings.append("standard ONNX has no 3-bit type: qdq stores 3-bit codes in 4 bits")
+    if not selection.chosen and source.data and Path(result.output).parent.resolve() == source.folder:
+        names = ", ".join(path.name for path in source.data)
+        result.warnings.append(f"{result.output} reads its weights from the input's data: {names}")
     if selection.chosen:
         result.warnings += [*normalize.warnings, *selection.warnings, *raising.warnings]
     return selection
@@ -214,6 +222,8 @@ def quantize(run: Run, selection: Selection, result: Report, workers: int, progr
     fill_sizes(result, plan, written.facts)
     result.reused_weights = written.reused
     result.bytes_after = files.nbytes
+    if result.bytes_after >= result.bytes_before:
+        result.warnings.append("the output is no smaller than the input")
 
 
 def raise_opset(options: Options) -> RaiseOpsetPass:
@@ -240,14 +250,15 @@ def passes_for(options: Options, selection: Selection, model: ir.Model) -> list[
 
 
 def verify(
-    path: Path, report: Report, mode: CheckMode, progress: Progress | None = None
+    source: Source, report: Report, mode: CheckMode, progress: Progress | None = None
 ) -> CheckFailed | None:
     """Check the written file; the failure is returned, so that the report can be saved first."""
     names = [node.name for node in report.quantized]
     if mode is CheckMode.NONE or not names:
         return None
     try:
-        report.check = check_model(path, names, mode.value, progress=progress)
+        written = Path(report.output)
+        report.check = check_model(written, names, mode, original=source.path, progress=progress)
     except CheckFailed as failure:
         return failure
     return None
@@ -259,8 +270,9 @@ def default_output(model: Path, options: Options) -> Path:
 
 
 def default_jobs() -> int:
-    """The processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The processors this process may use, `MOST_JOBS` at most: each job holds a weight in memory."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, MOST_JOBS)
 
 
 def _patterns(given: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -41,7 +41,8 @@ def test_quiet_prints_nothing(model: Path, capsys: pytest.CaptureFixture[str]) -
 def test_requirements_are_told() -> None:
     needs = Requirements("1.27", {"": 25}, 12, ["CUDAExecutionProvider"], {"session.key": "0"})
     assert requirements(Report({}, needs)) == (
-        "needs onnxruntime >= 1.27, a GPU (CUDAExecutionProvider), the session option session.key=0"
+        "needs onnxruntime >= 1.27, a GPU (CUDAExecutionProvider); the session option session.key=0 keeps"
+        " activations float (without it ONNX Runtime rounds them to int8: faster, less exact)"
     )
 
 

@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.convert import linear_model
+from zq2onnx import convert
 from zq2onnx.cli.app import main
 from zq2onnx.storage import output
 
@@ -312,12 +313,17 @@ def test_regular_expressions(refused: Refusal, model: Path, option: str) -> None
     assert "'(' is not a regular expression" in refused(model, option, "(")
 
 
-def test_companion_in_the_way(refused: Refusal, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("force", [False, True])
+def test_companion_of_another_model_is_kept_and_told(model: Path, tmp_path: Path, force: bool) -> None:
     target = tmp_path / "target"
     target.mkdir()
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
     (target / "config.json").write_text("other")
-    assert "config.json exists and differs" in refused(model, "-o", target / "o.onnx")
+    report = convert(model, target / "o.onnx", force=force)
+    assert any("config.json differs from the input's, and was kept" in line for line in report.warnings)
+    assert (target / "config.json").read_text() == "other"
+    assert (target / "tokenizer.json").read_text() == "{}"
 
 
 def test_missing_onnxruntime_ends_before_any_work(

@@ -378,8 +378,18 @@ def test_unchanged_data_does_not_overwrite_another_file(model: Path) -> None:
     assert linear_model.files(other) == {"first.onnx.data": b"precious"}
     with pytest.raises(UserError, match="name of the input's data too"):
         convert(first, other / "first.onnx.data", force=True)
-    convert(first, other / "q.onnx", force=True)
+    with pytest.raises(UserError, match="first.onnx.data exists"):
+        convert(first, other / "q.onnx", force=True)
+    (other / "first.onnx.data").unlink()
+    convert(first, other / "q.onnx")
     assert (other / "first.onnx.data").read_bytes() == contents(first)[1]
+
+
+def test_unchanged_output_beside_the_input_tells_whose_data_it_reads(model: Path) -> None:
+    first = model.with_name("first.onnx")
+    convert(model, first)
+    report = convert(first, model.with_name("second.onnx"))
+    assert any("reads its weights from the input's data: first.onnx.data" in w for w in report.warnings)
 
 
 def test_passes_are_dumped(model: Path) -> None:

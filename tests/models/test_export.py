@@ -59,7 +59,7 @@ class TestOverwriting:
 
 class TestErrors:
     def test_unknown_dtype(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"unknown dtype 'int8'; one of fp32, fp16, bf16"):
+        with pytest.raises(UserError, match=r"unknown dtype 'int8'; required: one of fp32, fp16, bf16"):
             capture.export("anything", tmp_path / "model.onnx", dtype="int8")
 
     def test_no_such_folder(self, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ class TestErrors:
 
     def test_folder_without_a_model(self, tmp_path: Path) -> None:
         pytest.importorskip("transformers")
-        with pytest.raises(UserError, match=r"holds no config\.json; the folder of a transformers model"):
+        with pytest.raises(UserError, match=r"holds no config\.json; required: the folder of a"):
             capture.export(tmp_path, tmp_path / "model.onnx")
 
     def test_unknown_architecture(self, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ class TestErrors:
             capture.export("anything", tmp_path / "a" / "b" / "model.onnx")
 
     def test_output_is_a_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="is a folder; the path of a file to write"):
+        with pytest.raises(UserError, match="is a folder; required: the path of a file to write"):
             capture.export("anything", tmp_path)
 
     def test_missing_torch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

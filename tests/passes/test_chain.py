@@ -92,7 +92,8 @@ def test_an_lm_head_tied_to_an_embedding(target: str, tmp_path: Path) -> None:
     assert [node.name for node in report.quantized] == ["logits"] and "tied" in report.warnings[0]
     assert any(tensor.name == "w" for tensor in onnx.load(path).graph.initializer)
     path, report = convert(model, tmp_path, target=target, include=["lm_head"], embedding_bits=8)
-    assert [node.name for node in report.quantized] == ["h", "logits"] and report.warnings == []
+    assert [node.name for node in report.quantized] == ["h", "logits"]
+    assert not any("tied" in warning for warning in report.warnings)
     assert all(tensor.name != "w" for tensor in onnx.load(path).graph.initializer)
 
 

@@ -165,7 +165,8 @@ def convert(
         typer.Option(
             metavar="N",
             min=1,
-            help="Weights quantized at a time; the bytes do not depend on it. [default: all processors]",
+            help="Weights quantized at a time; the bytes do not depend on it, the memory does."
+            " [default: the processors, 8 at most]",
             rich_help_panel=RUN,
         ),
     ] = None,

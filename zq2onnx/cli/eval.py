@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.table import Table
 
 from zq2onnx.cli.console import progress, stdout
-from zq2onnx.errors import UserError
+from zq2onnx.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
     from zq2onnx.evaluation import Evaluation
@@ -35,7 +36,11 @@ def eval_(
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results as JSON too.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors alone.")] = False,
 ) -> None:
-    """Measure perplexity, agreement with the first model, and size."""
+    """Measure perplexity, agreement with the first model, and size.
+
+    Columns are each text's perplexity, their mean, its gap to the first model's, how often the likeliest
+    token is the first model's (top-1), and the mean divergence from its predictions in nats (KL).
+    """
     from zq2onnx.evaluation import check_perplexity, plan_evaluation
 
     _check_output(json, [*models, *text])
@@ -49,6 +54,9 @@ def eval_(
         json.write_text(evaluation.to_json(), encoding="utf-8")
     if not quiet:
         stdout.print(_table(evaluation))
+    for model in evaluation.models:
+        if not math.isfinite(model.mean):
+            raise CheckFailed(f"{model.path}: its perplexity is {model.mean}: its logits are not all finite")
 
 
 def _check_output(file: Path | None, inputs: list[Path]) -> None:
@@ -63,7 +71,9 @@ def _check_output(file: Path | None, inputs: list[Path]) -> None:
 
 def _table(evaluation: Evaluation) -> Table:
     """A row per model, a column per measure."""
-    table = Table(caption=f"{evaluation.length} tokens a window, {evaluation.positions} predicted")
+    table = Table(
+        title="perplexity", caption=f"{evaluation.length} tokens a window, {evaluation.positions} predicted"
+    )
     table.add_column("model", overflow="fold")
     for heading in ("MB", "bits/weight", *_headings(evaluation), "mean", "gap", "top-1 %", "KL"):
         table.add_column(heading, justify="right", overflow="fold")

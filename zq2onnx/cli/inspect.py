@@ -198,7 +198,9 @@ def _written_shapes(model: ir.Model) -> dict[str, list[int]]:
 def _print_nodes(survey: _Survey, every: bool) -> None:
     from rich.table import Table
 
-    table = Table("node", "op", "K x N", "bits now", "convert would", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("node", "op", "K x N", "bits now", "convert would"):
+        table.add_column(heading, overflow="fold")  # a name that is cut is of no use to --only
     hidden = 0
     sizes = survey.weights
     for report in survey.nodes:
@@ -218,7 +220,7 @@ def _print_nodes(survey: _Survey, every: bool) -> None:
 def _print_kinds(survey: _Survey) -> None:
     from rich.table import Table
 
-    table = Table("kind", "tensors", "M weights", "MB", "bits a weight", box=None, pad_edge=False)
+    table = Table("kind", "tensors", "M weights", "MB", "bits per weight", box=None, pad_edge=False)
     for kind, members in survey.kinds.items():
         weights = sum(size.weights for size in members)
         stored = sum(size.bytes for size in members)

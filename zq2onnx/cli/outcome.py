@@ -22,7 +22,7 @@ def print_report(report: Report) -> None:
     ratio = report.bytes_before / report.bytes_after
     console.stdout.print(
         f"{report.output}: {report.bytes_before / 1e6:.2f} MB -> {report.bytes_after / 1e6:.2f} MB"
-        f" ({ratio:.2f}x), {report.effective_bits:.2f} bits a weight"
+        f" ({ratio:.2f}x), {report.effective_bits:.2f} bits per quantized weight"
     )
     console.stdout.print(
         f"quantized {len(quantized)} nodes: weight error {_mean_error(quantized)};"
@@ -45,6 +45,8 @@ def _print_check(check: CheckReport) -> None:
         f"checked {check.nodes_checked} nodes in ONNX Runtime against the oracle:"
         f" largest error {check.worst_error:.1e} ({check.worst_node})"
     )
+    if check.mode == "full" and not any(note.startswith("whole model not run") for note in check.notes):
+        console.stdout.print("the whole model ran, and its outputs are finite")
     for note in check.notes:
         console.stdout.print(f"note: {note}")
 
@@ -54,8 +56,13 @@ def requirements(report: Report) -> str:
     needs = [f"onnxruntime >= {report.requires.onnxruntime}"]
     if _CPU_PROVIDER not in report.requires.providers:
         needs.append(f"a GPU ({', '.join(report.requires.providers)})")
-    needs += [f"the session option {key}={value}" for key, value in report.requires.session_config.items()]
-    return f"needs {', '.join(needs)}"
+    text = f"needs {', '.join(needs)}"
+    for key, value in report.requires.session_config.items():
+        text += (
+            f"; the session option {key}={value} keeps activations float"
+            " (without it ONNX Runtime rounds them to int8: faster, less exact)"
+        )
+    return text
 
 
 def _mean_error(nodes: list[NodeReport]) -> str:

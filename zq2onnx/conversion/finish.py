@@ -89,7 +89,7 @@ def _embed(proto: onnx.ModelProto, files: OutputFiles) -> None:
             tensor.ClearField("data_location")
 
 
-def check_unchanged(source: Source, files: OutputFiles, force: bool) -> list[tuple[Path, Path]]:
+def check_unchanged(source: Source, files: OutputFiles) -> list[tuple[Path, Path]]:
     """Where the input's data files go if the input is written to the output as it is.
 
     They keep their names, for the model names them.
@@ -107,8 +107,12 @@ def check_unchanged(source: Source, files: OutputFiles, force: bool) -> list[tup
     for path, target in pairs:
         if target.resolve() == files.model.resolve():
             raise UserError(f"{target} is the name of the input's data too", "another output name")
-        if target.exists() and not force and not filecmp.cmp(path, target, shallow=False):
-            raise UserError(f"{target} exists", "a new path", "choose another folder with -o, or --force")
+        if target.exists() and not filecmp.cmp(path, target, shallow=False):
+            raise UserError(
+                f"{target} exists, and is not the input's data of that name",
+                "a folder without it",
+                "choose one with -o",
+            )
     return pairs
 
 
@@ -130,13 +134,13 @@ def stale_data(files: OutputFiles, source: Source) -> Path | None:
     return files.data if files.data.name in named else None
 
 
-def copy_unchanged(source: Source, files: OutputFiles, force: bool) -> None:
+def copy_unchanged(source: Source, files: OutputFiles) -> None:
     """Write the input to the output as it is: there was nothing to quantize.
 
     Raises:
         UserError: a data file would overwrite another file, or there is no room.
     """
-    pairs = [*check_unchanged(source, files, force), (source.path, files.model)]
+    pairs = [*check_unchanged(source, files), (source.path, files.model)]
     files.make_folder()
     try:
         with no_space_is_told(files.model.parent):

@@ -37,6 +37,11 @@ class Source:
     data: list[Path]
 
     @property
+    def folder(self) -> Path:
+        """Where the model is."""
+        return self.path.parent.resolve()
+
+    @property
     def files(self) -> list[Path]:
         """Everything that belongs to the model."""
         return [self.path, *self.data]

@@ -130,9 +130,9 @@ class Plan:
 
 
 def evaluate(
-    models: Sequence[Path],
-    texts: Sequence[Path],
-    tokenizer: Path,
+    models: Sequence[str | Path],
+    texts: Sequence[str | Path],
+    tokenizer: str | Path,
     *,
     length: int | None = None,
     windows: int | None = None,
@@ -148,9 +148,9 @@ def evaluate(
 
 
 def plan_evaluation(
-    models: Sequence[Path],
-    texts: Sequence[Path],
-    tokenizer: Path,
+    models: Sequence[str | Path],
+    texts: Sequence[str | Path],
+    tokenizer: str | Path,
     *,
     length: int | None = None,
     windows: int | None = None,
@@ -170,14 +170,15 @@ def plan_evaluation(
             the tokenizer is another model's, a model cannot be evaluated, or onnxruntime is not
             installed.
     """
-    _check_request(models, texts, length, windows)
+    paths, files, tokenizer = [*map(Path, models)], [*map(Path, texts)], Path(tokenizer)
+    _check_request(paths, files, length, windows)
     require_onnxruntime()
-    subjects = tuple(examine(path) for path in models)
+    subjects = tuple(examine(path) for path in paths)
     length = _choose_length(subjects, length)
     encode = load_tokenizer(tokenizer)
     for subject in subjects:
         check_tokenizer(subject, tokenizer)
-    cut = tuple(cut_windows(text, encode, length, windows) for text in texts)
+    cut = tuple(cut_windows(text, encode, length, windows) for text in files)
     for subject in subjects:
         check_vocabulary(subject, cut, tokenizer)
     return Plan(subjects, cut, length)

@@ -111,12 +111,12 @@ def _logits(path: Path, model: ir.Model) -> ir.Value:
 
 
 def _vocabulary(model: ir.Model, logits: ir.Value, config: dict[str, int]) -> int | None:
-    """The least of: the logits' width, the rows that input_ids looks up, what config.json says."""
-    counts = [_static(logits, 2), config.get("vocab_size")]
+    """The lesser of the logits' width and the rows that input_ids looks up; else what config.json says."""
+    counts = [_static(logits, 2)]
     for value in model.graph.inputs:
         if value.name == "input_ids":
             counts += [_table_rows(use.node) for use in value.uses() if use.idx == 1]
-    return min((count for count in counts if count), default=None)
+    return min((count for count in counts if count), default=config.get("vocab_size"))
 
 
 def _table_rows(node: ir.Node) -> int | None:

@@ -82,6 +82,24 @@ def copy_companions(source_dir: Path, target_dir: Path, *, force: bool) -> list[
     return [target_dir / relative for relative in missing]
 
 
+def add_companions(source_dir: Path, target_dir: Path) -> list[Path]:
+    """Copy those of a model's companions that the other folder has none of.
+
+    Returns:
+        Paths there that differ from the source's; they are another model's, and stay.
+    """
+    if source_dir.resolve() == target_dir.resolve():
+        return []
+    kept = []
+    for relative in find_companions(source_dir):
+        target = target_dir / relative
+        if not target.exists():
+            _copy(source_dir / relative, target)
+        elif not filecmp.cmp(source_dir / relative, target, shallow=False):
+            kept.append(target)
+    return kept
+
+
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
