@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from tests.evaluation.language import write_bigram, write_text, write_tokenizer
 from zq2onnx.cli.eval import eval_
-from zq2onnx.errors import UserError
+from zq2onnx.errors import CheckFailed, UserError
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 
@@ -125,3 +125,11 @@ def test_a_quantized_model_worse_than_guessing_is_a_result(folder: Path) -> None
     broken = write_bigram(folder / "broken.onnx", -9 * np.roll(np.eye(10, dtype=np.float32), 1, axis=1))
     result = invoke(folder / "float.onnx", broken, "--text", folder / "news.txt", "--length", 8)
     assert result.exit_code == 0, result.output
+
+
+def test_a_model_whose_logits_are_not_finite_fails_after_the_table(folder: Path) -> None:
+    broken = write_bigram(folder / "broken.onnx", np.full((10, 10), np.nan, np.float32))
+    result = invoke(folder / "float.onnx", broken, "--text", folder / "news.txt", "--length", 8)
+    assert isinstance(result.exception, CheckFailed)
+    assert "broken.onnx: its perplexity is nan" in str(result.exception)
+    assert "broken.onnx" in result.output
