@@ -77,7 +77,7 @@ def convert(
         int | None,
         typer.Option(
             metavar="R",
-            help="Rank of the low-rank compensation of the rounding error; 0 is off. [default: 8]",
+            help="Rank of the low-rank compensation of the rounding error, up to 128; 0 is off. [default: 8]",
             rich_help_panel=QUANTIZATION,
         ),
     ] = None,
@@ -190,6 +190,9 @@ def convert(
 
     Peak memory is a few weights, not the model, where weights are initializers and the output has its
     data outside; --single-file holds the whole output. Ctrl-C keeps what was done for --resume.
+
+    Where the output goes to another folder, config.json, tokenizer.json and the like are copied along;
+    files of those names that are there already stay.
 
     \b
     zq2onnx convert model.onnx
