@@ -1,8 +1,8 @@
 """Times the operators' bodies on stock ONNX Runtime, and weighs what loading them takes.
 
-    python benchmarks/bodies.py
+    python benchmarks/bodies.py [--tokens 64]
 
-One token, one 4096 x 4096 weight in groups of 128, asymmetric, no branch: each width's body beside
+One token by default, one 4096 x 4096 weight in groups of 128, asymmetric, no branch: each width's body beside
 a float32 `MatMul` and `MatMulNBits` of the same width at accuracy level 0 (there is none of 3 bits).
 All take turns of a few products; each has several weights in rotation, so that none finds its weight
 in the cache. Then, each in a process of its own, the peak memory of opening a session on a file of
@@ -152,7 +152,7 @@ def stored_bits(kind: str) -> int:
     return int(kind.split()[-2]) if operator is None else operator.bits
 
 
-def time_kinds(folder: Path, kinds: list[str], rounds: int, threads: int) -> dict[str, float]:
+def time_kinds(folder: Path, kinds: list[str], rounds: int, threads: int, tokens: int) -> dict[str, float]:
     """Median milliseconds of one product of every kind; the kinds take turns."""
     # One pool for all: a session's own threads would spin into the next one's product.
     onnxruntime.set_global_thread_pool_sizes(threads, 1)
@@ -165,7 +165,7 @@ def time_kinds(folder: Path, kinds: list[str], rounds: int, threads: int) -> dic
         turns[kind] = itertools.cycle(
             [onnxruntime.InferenceSession(str(path), options) for _ in range(copies)]
         )
-    a = np.random.default_rng(1).standard_normal((1, SIZE)).astype(np.float32)
+    a = np.random.default_rng(1).standard_normal((tokens, SIZE)).astype(np.float32)
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(rounds):
         for kind, sessions in turns.items():
@@ -215,15 +215,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10, help="turns of every kind")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=1, help="rows of the activation")
     parser.add_argument(
         "--megabytes", type=int, default=400, help="packed weights in a file to load; 0: none"
     )
     given = parser.parse_args()
     kinds = [FLOAT, *(f"MatMulW{bits}A16" for bits in WEIGHT_BITS)]
     kinds += [f"MatMulNBits {bits} bits" for bits in STOCK_BITS]
-    print(f"onnxruntime {onnxruntime.__version__}, {given.threads} threads, one token, {SIZE} x {SIZE}, cold")
+    print(
+        f"onnxruntime {onnxruntime.__version__}, {given.threads} threads, {given.tokens} tokens,"
+        f" {SIZE} x {SIZE}, cold"
+    )
     with tempfile.TemporaryDirectory(prefix="zq2onnx-bodies-") as folder:
-        show_times(time_kinds(Path(folder), kinds, given.rounds, given.threads))
+        show_times(time_kinds(Path(folder), kinds, given.rounds, given.threads, given.tokens))
         if not given.megabytes:
             return
         print(f"\npeak of loading {given.megabytes} MB of packed weights, bytes per weight")

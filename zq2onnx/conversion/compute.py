@@ -101,14 +101,15 @@ def _integers(numbers: Numbers, part: PlannedTensor) -> np.ndarray:
         layout = part.weight.layout
         return numbers.packed_codes(layout) if codes else numbers.packed_zero_points(layout)
     values = numbers.quantized.codes if codes else numbers.quantized.zero_points
+    bits = NARROW_BITS.get(part.dtype, 8)
     if part.form is Form.NIBBLES:
         return _halves(values) if codes else values
+    if part.form is Form.QDQ and codes:
+        midpoint = part.weight.scheme.midpoint if part.dtype in SIGNED else 0
+        return np.frombuffer(packing.qdq_codes(values, bits, midpoint), np.uint8)
     if part.form is Form.QDQ:
-        values = values.T if codes or part.weight.blocked else values[:, 0]
-    if part.dtype in SIGNED:
-        values = values - np.uint8(part.weight.scheme.midpoint)  # wraps around, as two's complement does
-    bits = NARROW_BITS.get(part.dtype)
-    return values if bits is None else packing.pack_bits(values, bits)
+        values = values.T if part.weight.blocked else values[:, 0]
+    return values if bits == 8 else packing.pack_bits(values, bits)
 
 
 def _halves(values: np.ndarray) -> np.ndarray:
