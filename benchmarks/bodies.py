@@ -1,9 +1,10 @@
 """Times the operators' bodies on stock ONNX Runtime, and weighs what loading them takes.
 
-    python benchmarks/bodies.py [--tokens 64]
+    python benchmarks/bodies.py [--tokens 64] [--activation a16|a8|a8block]...
 
-One token by default, one 4096 x 4096 weight in groups of 128, asymmetric, no branch: each width's body beside
-a float32 `MatMul` and `MatMulNBits` of the same width at accuracy level 0 (there is none of 3 bits).
+One token by default, one 4096 x 4096 weight in groups of 128, asymmetric, no branch: each width's body, of
+every kind of activation asked for, beside a float32 `MatMul` and `MatMulNBits` of the same width at
+accuracy level 0 (there is none of 3 bits).
 All take turns of a few products; each has several weights in rotation, so that none finds its weight
 in the cache. Then, each in a process of its own, the peak memory of opening a session on a file of
 packed weights: the growth of VmHWM per weight. glibc keeps freed blocks of up to 32 MB for itself once it has
@@ -54,6 +55,7 @@ PRODUCTS = 8
 """Products at a turn."""
 
 FLOAT = "fp32 MatMul"
+ACTIVATIONS = {"a16": "A16", "a8": "A8", "a8block": "A8Block"}
 
 
 class WeightFile:
@@ -91,7 +93,7 @@ def write_model(path: Path, kind: str, size: int, copies: int) -> Path:
         if kind == FLOAT:
             tensors, node = [weights.tensor(f"W{at}", (size, size), np.float32)], ("MatMul", "", {})
         elif operator is not None:
-            layout = packed_layout(size, size, operator.bits, GROUP)
+            layout = packed_layout(size, size, operator.bits, GROUP, whole_bytes=operator.whole_bytes)
             tensors, node = packed(weights, at, layout), (kind, DOMAIN, node_attributes(layout))
         else:
             layout = packed_layout(size, size, int(kind.split()[-2]), GROUP)
@@ -185,14 +187,15 @@ print(peak() - before)
 """
 
 
-def load_peaks(folder: Path, megabytes: int) -> Iterator[tuple[Operator, list[float]]]:
+def load_peaks(
+    folder: Path, megabytes: int, operators: list[Operator]
+) -> Iterator[tuple[Operator, list[float]]]:
     """Each operator without branch, and the bytes per weight at the peak of loading its file.
 
     The first as malloc comes, the second with glibc's threshold held.
     """
-    for bits in WEIGHT_BITS:
-        operator = OPERATORS[f"MatMulW{bits}A16"]
-        copies = round(megabytes * 1e6 * 8 / (SIZE * SIZE * bits))
+    for operator in operators:
+        copies = round(megabytes * 1e6 * 8 / (SIZE * SIZE * operator.bits))
         path = write_model(folder / "model.onnx", operator.name, SIZE, copies)
         command = [sys.executable, "-c", MEASURE, path]
         environments = (dict(os.environ), os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"})
@@ -219,8 +222,16 @@ def main() -> None:
     parser.add_argument(
         "--megabytes", type=int, default=400, help="packed weights in a file to load; 0: none"
     )
+    parser.add_argument(
+        "--activation",
+        action="append",
+        choices=ACTIVATIONS,
+        help="kind of the bodies' activations; default: all",
+    )
     given = parser.parse_args()
-    kinds = [FLOAT, *(f"MatMulW{bits}A16" for bits in WEIGHT_BITS)]
+    activations = [ACTIVATIONS[name] for name in given.activation or ACTIVATIONS]
+    operators = [OPERATORS[f"MatMulW{bits}{name}"] for name in activations for bits in WEIGHT_BITS]
+    kinds = [FLOAT, *(operator.name for operator in operators)]
     kinds += [f"MatMulNBits {bits} bits" for bits in STOCK_BITS]
     print(
         f"onnxruntime {onnxruntime.__version__}, {given.threads} threads, {given.tokens} tokens,"
@@ -232,7 +243,7 @@ def main() -> None:
             return
         print(f"\npeak of loading {given.megabytes} MB of packed weights, bytes per weight")
         print(f"{'':24}{'malloc as it is':>16}{'threshold held':>16}")
-        for operator, peaks in load_peaks(Path(folder), given.megabytes):
+        for operator, peaks in load_peaks(Path(folder), given.megabytes, operators):
             print(f"{operator.name:24}", *(f"{peak:16.2f}" for peak in peaks), sep="", flush=True)
 
 

@@ -53,13 +53,23 @@ class AddLowRankPass(ir.passes.InPlacePass):
 
 def branch_of(matmul: ir.Node) -> ir.Node | None:
     """The Add that joins a quantized MatMul with its low-rank branch."""
-    for reader in matmul.outputs[0].consumers():
-        other = next((value for value in reader.inputs if value is not matmul.outputs[0]), None)
+    product = product_of(matmul)
+    for reader in product.consumers():
+        other = next((value for value in reader.inputs if value is not product), None)
         up = None if other is None else other.producer()
         v = None if up is None or not is_standard(up, "MatMul") else up.inputs[1]
         if is_standard(reader, "Add") and v is not None and _is_factor(v):
             return reader
     return None
+
+
+def product_of(matmul: ir.Node) -> ir.Value:
+    """What a quantized MatMul's group has of its product: what a Max of it alone hands on, or itself."""
+    product = matmul.outputs[0]
+    readers = product.consumers()
+    if len(readers) == 1 and is_standard(readers[0], "Max") and len(readers[0].inputs) == 1:
+        return readers[0].outputs[0]
+    return product
 
 
 def _is_factor(value: ir.Value) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Container
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from zq2onnx import opset
-from zq2onnx.passes.add_low_rank import branch_of, quantized_weight
+from zq2onnx.passes.add_low_rank import branch_of, product_of, quantized_weight
 from zq2onnx.passes.lower_portable import add_function
 from zq2onnx.passes.planned import PlannedTensor, QuantizedWeight
 from zq2onnx.passes.rewrite import Group, sweep
@@ -44,7 +45,7 @@ class DropLowRankPass(ir.passes.InPlacePass):
         tensor = node.inputs[1].const_value if node.inputs[1] is not None else None
         if not isinstance(tensor, PlannedTensor) or tensor.weight not in self.dropped:
             return False
-        plain = opset.Operator(operator.bits, operator.activation, lorc=False)
+        plain = dataclasses.replace(operator, lorc=False)
         group = Group(node, model)
         inputs = list(node.inputs[: len(plain.inputs)])
         while inputs[-1] is None:
@@ -61,5 +62,5 @@ class DropLowRankPass(ir.passes.InPlacePass):
         branch = None if weight is None or weight not in self.dropped else branch_of(node)
         if branch is None:
             return False
-        Group(branch, model).finish(node.outputs[0])
+        Group(branch, model).finish(product_of(node))
         return True

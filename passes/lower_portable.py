@@ -30,8 +30,11 @@ class _Match:
 class LowerToPortablePass(ir.passes.InPlacePass):
     """Replaces `DequantizeLinear` + `MatMul` [+ branch] [+ constant bias] with `ai.zq2onnx::MatMulW4A16…`.
 
-    Runs on planned weights only. The operator's meaning goes along as a model-local function.
-    Twins in one graph become one weight again.
+    Runs on planned weights only. The operator's meaning, what it does to its activations included, goes
+    along as a model-local function. Twins in one graph become one weight again.
+
+    Raises:
+        UserError: a scheme has no operator, for its activations have one scale for good.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -98,9 +101,9 @@ def _lower(group: Group, match: _Match) -> None:
 
 
 def _bias(group: Group, match: _Match) -> ir.Value | None:
-    """The bias as the operator takes it: with 8 bits, zeros for the rows of the high half bytes follow."""
+    """The bias as the operator takes it: where half bytes are stored, zeros for the high ones follow."""
     tensor = constant_tensor(match.bias)
-    if match.bias is None or tensor is None or match.weight.scheme.bits != 8:
+    if match.bias is None or tensor is None or not match.weight.layout.half_bytes:
         return match.bias
     values = tensor.numpy()
     padded = np.concatenate([values, np.zeros_like(values)])

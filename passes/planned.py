@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from zq2onnx.layout import PackedLayout, packed_layout
+from zq2onnx.layout import PackedLayout, scheme_layout
 from zq2onnx.scheme import FactorType, PerBlock, Scheme
 
 EXACT_INT2_MULTIPLE = 4
@@ -63,6 +63,8 @@ class Part(enum.Enum):
     V = "lorc_V"
     U_SCALES = "lorc_U_scales"
     V_SCALES = "lorc_V_scales"
+    ACT_SCALE = "act_scale"
+    """The one scale of its int8 activations, which calibration tells."""
 
 
 FACTORS = (Part.U, Part.V, Part.U_SCALES, Part.V_SCALES)
@@ -116,7 +118,7 @@ class QuantizedWeight:
     @property
     def layout(self) -> PackedLayout:
         """Its packed shapes in portable form."""
-        return packed_layout(self.view.k, self.view.n, self.scheme.bits, self.scheme.granularity)
+        return scheme_layout(self.view.k, self.view.n, self.scheme)
 
     @property
     def groups(self) -> int:
@@ -184,6 +186,11 @@ def qdq_part(weight: QuantizedWeight, part: Part) -> PlannedTensor:
         case Part.SCALES:
             return PlannedTensor(weight, part, Form.QDQ, weight.view.dtype, scales)
     raise ValueError(part)
+
+
+def activation_scale_part(weight: QuantizedWeight) -> PlannedTensor:
+    """The scale `[]` of the int8 activations that a weight meets (`ActGranularity.TENSOR`), float32."""
+    return PlannedTensor(weight, Part.ACT_SCALE, Form.QDQ, ir.DataType.FLOAT, ())
 
 
 def portable_part(weight: QuantizedWeight, part: Part) -> PlannedTensor:

@@ -16,7 +16,7 @@ from zq2onnx.passes.planned import QuantizedWeight
 from zq2onnx.report import NodeReport, Status
 from zq2onnx.scheme import Scheme
 
-EMBEDDING_FIELDS = ("granularity", "symmetric", "method", "clip")
+EMBEDDING_FIELDS = ("granularity", "symmetric", "clip")
 """What a rule may change of an embedding's scheme: its bits are `--embedding-bits`, it has no branch."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Iterator
 
@@ -82,14 +83,31 @@ def _operator(model: ir.Model, node: ir.Node) -> Iterator[str]:
     for name, value in zip(operator.inputs, node.inputs, strict=False):
         if value is None and name != "bias":
             yield f"{node.name}: no {name}"
+    codes = node.inputs[1].const_value if node.inputs[1] is not None else None
+    if isinstance(codes, PlannedTensor) and opset.operator_for(codes.weight.scheme) not in (
+        operator,
+        dataclasses.replace(operator, lorc=True),
+    ):
+        yield f"{node.name}: not the operator of {codes.weight.scheme.describe()}"
     required = operator.inputs if operator.lorc else operator.inputs[:-1]
     if not len(required) <= len(node.inputs) <= len(operator.inputs):
         yield f"{node.name}: {len(node.inputs)} inputs"
 
 
+def _activation_scale(value: ir.Value, stage: Stage) -> Iterator[str]:
+    """One group's QuantizeLinear and DequantizeLinear read it: shared ones are not fused."""
+    if stage is not Stage.QDQ:
+        yield f"{value.name}: an activation's scale at stage {stage.value}"
+    readers = sorted(node.op_type for node in value.consumers())
+    if readers and readers != ["DequantizeLinear", "QuantizeLinear"]:
+        yield f"{value.name}: read by {readers}"
+
+
 def _planned(value: ir.Value, tensor: PlannedTensor, stage: Stage) -> Iterator[str]:
     if stage is Stage.NORMAL:
         yield f"{value.name}: planned too early"
+    if tensor.part is Part.ACT_SCALE:
+        yield from _activation_scale(value, stage)
     if tensor.part in (Part.CODES, Part.SCALES, Part.ZERO_POINTS):
         wrong = Form.PORTABLE if stage is Stage.QDQ else Form.QDQ
         if tensor.form is wrong:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zq2onnx.opset import Operator
+from zq2onnx.scheme import ActGranularity
 
 Array = NDArray[Any]
 
@@ -94,9 +95,9 @@ def unpack_weight(
     """The float weight that an operator multiplies with: `(code - zero point) * scale`.
 
     Args:
-        operator: which one; its `bits` choose the layout.
+        operator: which one; it chooses the layout.
         K, N, block_size, scale_repeat, zero_point_repeat, stored_rows: the node's attributes.
-        B: uint8 `[N, k_blocks, block_size * bits / 8]`; 8 bits: `[2N, k_blocks, block_size / 2]`.
+        B: uint8 `[N, k_blocks, block_size * bits / 8]`; half bytes: `[2N, k_blocks, block_size / 2]`.
         scales: `[N, groups]`, any float type.
         zero_points: uint8, as `PackedLayout.zero_points_shape` says.
 
@@ -109,7 +110,7 @@ def unpack_weight(
     repeat, groups = scale_repeat, scales.shape[1]
     k_blocks = -(-K // block_size)
     expected = (N, k_blocks, block_size * operator.bits // 8)
-    if operator.bits == 8:
+    if operator.half_bytes:
         expected = (2 * N, k_blocks, block_size // 2)
     if (
         stored_rows not in (None, 2 * N)
@@ -121,16 +122,19 @@ def unpack_weight(
             f"B {B.shape} and scales {scales.shape}; K={K}, N={N} and blocks of {block_size} "
             f"repeated {repeat} times need {expected} and {(N, -(-k_blocks // repeat))}"
         )
-    if zero_point_repeat != (repeat + 1) // 2:
+    if zero_point_repeat != (repeat if operator.whole_bytes else (repeat + 1) // 2):
         raise ValueError(f"zero points repeated {zero_point_repeat} times beside scales {repeat} times")
-    codes = unpack_codes(operator.bits, B).astype(np.float64)
-    zeros = unpack_zero_points(operator.bits, repeat, groups, zero_points).astype(np.float64)
+    if operator.whole_bytes:
+        codes, zeros = B.reshape(N, -1), zero_points
+    else:
+        codes = unpack_codes(operator.bits, B)
+        zeros = unpack_zero_points(operator.bits, repeat, groups, zero_points)
     group_size = block_size * repeat
 
     def each(values: Array) -> Array:
-        return np.repeat(values, group_size, axis=1)[:, :K]
+        return np.repeat(values.astype(np.float64), group_size, axis=1)[:, :K]
 
-    return (codes[:, :K] - each(zeros)) * each(scales.astype(np.float64))
+    return (codes[:, :K].astype(np.float64) - each(zeros)) * each(scales)
 
 
 def low_rank(inputs: Mapping[str, Array]) -> NDArray[np.float64]:
@@ -139,10 +143,53 @@ def low_rank(inputs: Mapping[str, Array]) -> NDArray[np.float64]:
     return (factors["U"] * factors["U_scales"]) @ (factors["V"] * factors["V_scales"])
 
 
+NEAR_TIE = 1e-4
+"""How near to the middle between two steps a quotient is undecided: float32 has 24 bits, and a kernel that
+multiplies by `127 / max` rather than divides by `max / 127` is off by a few of their last of up to 127."""
+
+
+def round_activations(a: Array, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Round to int8 by blocks of the last axis: `round(a / s) * s` with `s = max|a| / 127`.
+
+    Args:
+        a: float `[.., K]`.
+        size: channels that share a scale; the last block may be short. K: a scale for each token.
+
+    Returns:
+        What the products are made of, `[.., K]`, and for each value how far off another precision may
+        be in its choice of a step: `s` where the quotient is within `NEAR_TIE` of the middle of two, else 0.
+
+    >>> [part.tolist() for part in round_activations(np.array([[127.0, 2.5, 3.5, 0.4, 0, 0]]), 4)]
+    [[[127.0, 2.0, 4.0, 0.0, 0.0, 0.0]], [[0.0, 1.0, 1.0, 0.0, 0.0, 0.0]]]
+    """
+    k = a.shape[-1]
+    wide = a.astype(np.float32)
+    blocks = -(-k // size)
+    filled = np.zeros((*a.shape[:-1], blocks * size), np.float32)
+    filled[..., :k] = np.abs(wide)
+    greatest = filled.reshape(*a.shape[:-1], blocks, size).max(axis=-1)
+    scales = np.maximum(greatest / np.float32(127), np.finfo(np.float32).tiny)
+    each = np.repeat(scales, size, axis=-1)[..., :k].astype(np.float64)
+    quotients = wide.astype(np.float64) / each
+    middle = np.abs(np.abs(quotients - np.trunc(quotients)) - 0.5) < NEAR_TIE
+    return np.rint(quotients) * each, np.where(middle, each, 0.0)
+
+
+def rounding_size(operator: Operator, attributes: Mapping[str, Any]) -> int | None:
+    """How many channels of a token share an int8 scale; None where activations are float."""
+    match operator.act_granularity:
+        case ActGranularity.TOKEN:
+            return int(attributes["K"])
+        case ActGranularity.BLOCK:
+            return int(attributes["block_size"])
+        case _:
+            return None
+
+
 def matmul(
     operator: Operator, attributes: Mapping[str, Any], inputs: Mapping[str, Array]
 ) -> NDArray[np.float64]:
-    """What a node of `operator` computes: `A · deq(B)ᵀ + (A·U)·V + bias`.
+    """What a node of `operator` computes: `rnd(A) · deq(B)ᵀ + (A·U)·V + bias`.
 
     Args:
         operator: which one.
@@ -152,6 +199,20 @@ def matmul(
     Returns:
         `[.., N]`, accumulated and returned in float64.
     """
+    return matmul_with_slack(operator, attributes, inputs)[0]
+
+
+def matmul_with_slack(
+    operator: Operator, attributes: Mapping[str, Any], inputs: Mapping[str, Array], *, rounded: bool = True
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`matmul`, and for each result how far off it may be by activations that lie between two int8 steps.
+
+    About one activation in ten thousand is so near the middle that float32 may choose either step. The
+    slack is what the product would change by if all of them went the other way: 0 for most tokens.
+
+    Args:
+        rounded: whether activations are rounded as the operator says; else they are taken as they are.
+    """
     weight = unpack_weight(
         operator,
         **attributes,
@@ -160,9 +221,12 @@ def matmul(
         zero_points=inputs["zero_points"],
     )
     a = inputs["A"].astype(np.float64)
-    result = a @ weight.T
+    size = rounding_size(operator, attributes) if rounded else None
+    multiplied, undecided = (a, np.zeros_like(a)) if size is None else round_activations(inputs["A"], size)
+    result = multiplied @ weight.T
+    slack = undecided @ np.abs(weight).T
     if operator.lorc:
         result = result + a @ low_rank(inputs)
     if inputs.get("bias") is not None:
         result = result + inputs["bias"][: len(weight)].astype(np.float64)
-    return result
+    return result, slack

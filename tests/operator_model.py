@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from zq2onnx.layout import PackedLayout
+from zq2onnx.layout import PackedLayout, packed_layout
 from zq2onnx.opset import (
     DOMAIN,
     DOMAIN_VERSION,
@@ -18,8 +18,15 @@ from zq2onnx.opset import (
     function_proto,
     node_attributes,
 )
+from zq2onnx.scheme import parse_granularity
 
 Array = np.ndarray[Any, Any]
+
+
+def operator_layout(operator: Operator, k: int, n: int, group_size: str | int) -> PackedLayout:
+    """The layout of an operator's weight."""
+    granularity = parse_granularity(group_size)
+    return packed_layout(k, n, operator.bits, granularity, whole_bytes=operator.whole_bytes)
 
 
 def random_constants(
@@ -41,7 +48,7 @@ def random_constants(
     }
     if bias:
         constants["bias"] = rng.standard_normal(n).astype(dtype)
-    if bias and operator.bits == 8:
+    if bias and operator.half_bytes:
         constants["bias"] = np.concatenate([constants["bias"], np.zeros(n, dtype)])
     if operator.lorc and int8_factors:
         constants["U"] = rng.integers(-127, 128, (k, rank), np.int8)
@@ -58,7 +65,7 @@ def random_constants(
 
 def random_zero_points(layout: PackedLayout, rng: np.random.Generator) -> Array:
     """Zero points' bytes; where a scale is repeated, both nibbles of a byte are the same."""
-    if layout.repeat == 1:
+    if layout.repeat == 1 or layout.whole_bytes:
         return rng.integers(0, 256, layout.zero_points_shape, np.uint8)
     return rng.integers(0, 16, layout.zero_points_shape, np.uint8) * np.uint8(17)
 

@@ -83,12 +83,21 @@ def test_description_is_plain_and_reads_as_a_recipe(recipe: Path) -> None:
 
 def test_every_option_that_changes_the_bytes_is_described() -> None:
     changed = {
-        "scheme": "w8a16",
+        "scheme": "w8a8",
         "group_size": 16,
         "symmetric": True,
+        "method": "rtn",
         "clip": "mse",
         "lorc_rank": 3,
         "lorc_dtype": "float",
+        "lorc": "plain",
+        "lorc_rounds": 2,
+        "objective": "model",
+        "act_granularity": "block",
+        "smooth": "off",
+        "calib_samples": 3,
+        "calib_length": 3,
+        "calib_inputs": "float",
         "embedding_bits": 8,
         "target": "qdq",
         "single_file": True,
@@ -96,11 +105,69 @@ def test_every_option_that_changes_the_bytes_is_described() -> None:
         "include": ("a",),
         "exclude": ("a",),
     }
-    assert set(changed) | {"method"} == set(vars(DEFAULTS))  # of methods there is one
-    descriptions = [
-        json.dumps(resolve(Choices(**{key: value}), None).describe()) for key, value in changed.items()
-    ]
-    assert len({json.dumps(resolve(Choices(), None).describe()), *descriptions}) == len(changed) + 1
+    assert set(changed) == set(vars(DEFAULTS))
+
+    def description(**said: Any) -> str:
+        # of granularities of activations there is a choice with int8 ones alone
+        scheme = {"scheme": "w4a8"} if "act_granularity" in said else {}
+        return json.dumps(resolve(Choices(**scheme, **said), None, calibrated=True).describe())
+
+    descriptions = [description(**{key: value}) for key, value in changed.items()]
+    assert len({description(), description(act_granularity="token"), *descriptions}) == len(changed) + 2
+
+
+@pytest.mark.parametrize(
+    ("said", "calibrated", "expected"),
+    [
+        ({}, False, ("rtn", "none", "plain")),
+        ({}, True, ("gptq", "auto", "exact")),
+        ({"method": "rtn"}, True, ("rtn", "none", "exact")),
+        ({"method": "gptq", "clip": "mse"}, True, ("gptq", "mse", "exact")),
+        ({"method": "zq-local", "lorc": "plain"}, True, ("zq-local", "none", "plain")),
+    ],
+)
+def test_defaults_that_depend_on_calibration_data(
+    said: dict[str, Any], calibrated: bool, expected: tuple[str, str, str]
+) -> None:
+    described = resolve(Choices(**said), None, calibrated).describe()
+    assert (described["method"], described["clip"], described["lorc"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "calibrated", "found"),
+    [
+        ({"method": "gptq"}, False, "method gptq; required: calibration data; give --calib"),
+        ({"lorc": "exact"}, False, "an exact low-rank branch; required: calibration data"),
+        (
+            {"scheme": "w8a8", "act_granularity": "tensor", "target": "qdq"},
+            False,
+            "static activation scales; required: calibration data",
+        ),
+        ({"method": "rtn", "clip": "auto"}, True, "clip auto with method rtn; required: method gptq"),
+        (
+            {"scheme": "w8a8", "act_granularity": "tensor"},
+            True,
+            "target portable with one activation scale a tensor; required: --target qdq",
+        ),
+    ],
+)
+def test_choices_that_do_not_go_together(said: dict[str, Any], calibrated: bool, found: str) -> None:
+    with pytest.raises(UserError) as error:
+        resolve(Choices(**said), None, calibrated)
+    assert str(error.value).startswith(found)
+
+
+def test_gradients_need_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for said in ({"method": "zq-local"}, {"method": "zq-global"}, {"objective": "model"}):
+        with pytest.raises(UserError, match="without torch; required: torch; pip install"):
+            resolve(Choices(**said), None, calibrated=True)
+
+
+def test_a_table_that_names_a_method_has_its_clip(recipe: Path) -> None:
+    recipe.write_text('method = "rtn"\n[[node]]\nmatch = "a"\nmethod = "gptq"\n')
+    options = resolve(Choices(), recipe, calibrated=True)
+    assert [scheme.clip.value for scheme in options.schemes] == ["none", "auto"]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +182,7 @@ def test_every_option_that_changes_the_bytes_is_described() -> None:
         ("symmetric = 1", "symmetric is 1; required: true or false"),
         ("lorc-rank = true", "lorc-rank is True; required: a whole number"),
         ("lorc-rank = 1000", "rank 1000; required: 0 to 128"),
-        ('method = "gptq"', "unknown method 'gptq'; required: one of rtn"),
+        ('method = "awq"', "unknown method 'awq'; required: one of rtn, gptq, zq-local, zq-global"),
         ("embedding-bits = 3", "3 embedding bits; required: 8 or 4"),
         ('target = "tflite"', "unknown target 'tflite'; required: one of portable, qdq"),
         ("only = 3", "only is 3; required: text or a list of texts"),

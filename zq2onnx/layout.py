@@ -7,10 +7,12 @@ bits 4   `nib(c)`: the packing of `com.microsoft::MatMulNBits`
 bits 3   three planes of `b/8` bytes; with the quarters q0..q3 of the block, plane i is
          `nib(q_i) | nib(bit i of q3) << 3`
 bits 2   `nib(first half) | nib(second half) << 2`
-bits 8   `nib(c & 15)` for all N rows, then `nib(c >> 4)` for all N rows: twice the rows
+bits 8   `nib(c & 15)` for all N rows, then `nib(c >> 4)` for all N rows: twice the rows; or, as
+         *whole bytes*, `c`: the packing of `com.microsoft::MatMulNBits`, of `MatMulW8A8Block` alone
 
 2 and 3 bits become 4-bit `MatMulNBits` blocks by byte-wise operations that ONNX Runtime folds at
 load. 8 bits are 4-bit blocks as they lie, of a product that is twice as wide: its halves add up.
+Whole bytes would be slow there: ONNX Runtime has no fast 8-bit product of float activations.
 
 *Stored scales* are one per group. Groups of up to 256 weights are blocks. Larger groups and
 whole rows are stored once and repeated to blocks by the operator (`scale_repeat`).
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zq2onnx.scheme import Granularity, PerBlock, PerChannel
+from zq2onnx.scheme import ActGranularity, Activation, Granularity, PerBlock, PerChannel, Scheme
 
 BLOCK_SIZES = (256, 128, 64, 32, 16)
 """Block sizes every stock `MatMulNBits` takes, largest first."""
@@ -44,6 +46,7 @@ class PackedLayout:
         bits: bits per code.
         block_size: codes per stored block, 16 to 256.
         repeat: how many blocks share a stored scale; 1 for groups of up to 256.
+        whole_bytes: whether 8-bit codes and zero points are stored as bytes rather than half bytes.
     """
 
     k: int
@@ -51,6 +54,12 @@ class PackedLayout:
     bits: int
     block_size: int
     repeat: int
+    whole_bytes: bool = False
+
+    @property
+    def half_bytes(self) -> bool:
+        """Whether a code is stored in two places, its low and its high nibble."""
+        return self.bits == 8 and not self.whole_bytes
 
     @property
     def k_blocks(self) -> int:
@@ -64,8 +73,8 @@ class PackedLayout:
 
     @property
     def stored_rows(self) -> int:
-        """Rows of `B` and of `zero_points`: N, or with 8 bits one for each half byte."""
-        return self.n * (2 if self.bits == 8 else 1)
+        """Rows of `B` and of `zero_points`: N, or one for each half byte."""
+        return self.n * (2 if self.half_bytes else 1)
 
     @property
     def codes_shape(self) -> tuple[int, int, int]:
@@ -75,8 +84,11 @@ class PackedLayout:
         (66, 4, 12)
         >>> packed_layout(100, 66, 8, PerBlock(32)).codes_shape
         (132, 4, 16)
+        >>> packed_layout(100, 66, 8, PerBlock(32), whole_bytes=True).codes_shape
+        (66, 4, 32)
         """
-        return self.stored_rows, self.k_blocks, self.block_size * min(self.bits, 4) // 8
+        stored_bits = 4 if self.half_bytes else self.bits
+        return self.stored_rows, self.k_blocks, self.block_size * stored_bits // 8
 
     @property
     def scales_shape(self) -> tuple[int, int]:
@@ -90,7 +102,8 @@ class PackedLayout:
     @property
     def zero_points_shape(self) -> tuple[int, int]:
         """Shape of `zero_points`, uint8: two nibbles a byte, low first; where scales are repeated
-        a byte for each holds its nibble twice. 8 bits: N rows of low nibbles, then N of high.
+        a byte for each holds its nibble twice. 8 bits: N rows of low nibbles, then N of high; or a
+        whole byte for each scale.
 
         >>> packed_layout(100, 66, 4, PerBlock(32)).zero_points_shape
         (66, 2)
@@ -98,16 +111,21 @@ class PackedLayout:
         (132, 4)
         >>> packed_layout(4096, 66, 8, PerChannel()).zero_points_shape
         (132, 1)
+        >>> packed_layout(4096, 66, 8, PerBlock(1024), whole_bytes=True).zero_points_shape
+        (66, 4)
         """
-        return self.stored_rows, self.groups if self.repeat > 1 else (self.groups + 1) // 2
+        each = self.whole_bytes or self.repeat > 1
+        return self.stored_rows, self.groups if each else (self.groups + 1) // 2
 
     @property
     def zero_point_repeat(self) -> int:
-        """How often the operator repeats a zero-point byte, which holds two blocks' nibbles."""
-        return (self.repeat + 1) // 2
+        """How often the operator repeats a zero-point byte, which holds one block's or two's nibbles."""
+        return self.repeat if self.whole_bytes else (self.repeat + 1) // 2
 
 
-def packed_layout(k: int, n: int, bits: int, granularity: Granularity) -> PackedLayout:
+def packed_layout(
+    k: int, n: int, bits: int, granularity: Granularity, *, whole_bytes: bool = False
+) -> PackedLayout:
     """Lay out a weight.
 
     A group that spans the whole row is laid out as a row, so that short rows are not padded to it.
@@ -121,7 +139,17 @@ def packed_layout(k: int, n: int, bits: int, granularity: Granularity) -> Packed
     match granularity:
         case PerBlock(size) if size < k:
             block = min(size, BLOCK_SIZES[0])
-            return PackedLayout(k, n, bits, block, size // block)
+            return PackedLayout(k, n, bits, block, size // block, whole_bytes)
         case PerBlock() | PerChannel():
             block = row_block(k)
-            return PackedLayout(k, n, bits, block, -(-k // block))
+            return PackedLayout(k, n, bits, block, -(-k // block), whole_bytes)
+
+
+def scheme_layout(k: int, n: int, scheme: Scheme) -> PackedLayout:
+    """Lay out a weight as the operator of its scheme reads it.
+
+    >>> scheme_layout(64, 8, Scheme(bits=8, activation=Activation.A8)).whole_bytes
+    False
+    """
+    blocks = scheme.activation is Activation.A8 and scheme.act_granularity is ActGranularity.BLOCK
+    return packed_layout(k, n, scheme.bits, scheme.granularity, whole_bytes=blocks and scheme.bits == 8)

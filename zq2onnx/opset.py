@@ -1,8 +1,17 @@
 """The operators of the domain `ai.zq2onnx`: names, signatures, attributes and function bodies.
 
-`Y = A · deq(B)ᵀ + (A·U)·V + bias`, one operator per weight bits, activation and structure. Each
+`Y = rnd(A) · deq(B)ᵀ + (A·U)·V + bias`, one operator per weight bits, activation and structure. Each
 operator's meaning travels in the model as a function of stock operators, which any ONNX Runtime
 inlines; a registered kernel of the same name replaces it.
+
+`rnd` is by the kind of activation, its arithmetic float32 whatever A's type:
+
+    A16      A itself
+    A8       each token: `round(a / s) * s`, half to even, with `s = max|a| / 127` over its K channels
+    A8Block  the same over each stored block of a token's channels, as `MatMulNBits` does at accuracy
+             level 4; a last block that is cut short by K has the maximum of what there is
+
+What has a maximum of 0 stays 0. The branch reads A as it is.
 
 Inputs, in order (`R` is the rank, `A` float32, float16 or bfloat16, called T):
 
@@ -10,7 +19,7 @@ Inputs, in order (`R` is the rank, `A` float32, float16 or bfloat16, called T):
     B            uint8  codes, as `zq2onnx.layout` packs them
     scales       T      [N, groups]
     zero_points  uint8  as `zq2onnx.layout` packs them
-    bias         T      [N], optional; 8 bits: [2N], the second half zeros
+    bias         T      [N], optional; where 8 bits are stored as half bytes: [2N], the second half zeros
     U            T or int8  [K, R]   with a branch only, as the three below
     V            T or int8  [R, N]
     U_scales     T      [1, R]       ones where U is T
@@ -18,7 +27,7 @@ Inputs, in order (`R` is the rank, `A` float32, float16 or bfloat16, called T):
 
 Attributes, all integers: `K`, `N`, `block_size`, `scale_repeat` (blocks that share a stored scale) and
 `zero_point_repeat` (pairs of blocks that share a byte of zero points), as `PackedLayout` has them;
-with 8 bits also `stored_rows = 2N`.
+where 8 bits are stored as half bytes also `stored_rows = 2N`.
 """
 
 from __future__ import annotations
@@ -27,8 +36,9 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zq2onnx.errors import UserError
 from zq2onnx.layout import PackedLayout
-from zq2onnx.scheme import WEIGHT_BITS, Activation, Scheme
+from zq2onnx.scheme import WEIGHT_BITS, ActGranularity, Activation, Scheme
 
 if TYPE_CHECKING:
     import onnx
@@ -52,24 +62,50 @@ ATTRIBUTES = ("K", "N", "block_size", "scale_repeat", "zero_point_repeat")
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator of the domain."""
+    """One operator of the domain.
+
+    Attributes:
+        bits: bits per weight code.
+        activation: what the weight is multiplied with.
+        lorc: whether it has a branch.
+        act_granularity: what int8 activations share a scale; None with A16.
+    """
 
     bits: int
     activation: Activation
     lorc: bool
+    act_granularity: ActGranularity | None = None
 
     @property
     def name(self) -> str:
         """
         >>> Operator(4, Activation.A16, lorc=True).name
         'MatMulW4A16LoRC'
+        >>> Operator(4, Activation.A8, lorc=True, act_granularity=ActGranularity.BLOCK).name
+        'MatMulW4A8BlockLoRC'
         """
-        return f"MatMulW{self.bits}{self.activation.name}{'LoRC' if self.lorc else ''}"
+        block = "Block" if self.int8_product else ""
+        return f"MatMulW{self.bits}{self.activation.name}{block}{'LoRC' if self.lorc else ''}"
+
+    @property
+    def int8_product(self) -> bool:
+        """Whether stock kernels multiply int8 activations: those of a stored block share a scale."""
+        return self.act_granularity is ActGranularity.BLOCK
+
+    @property
+    def whole_bytes(self) -> bool:
+        """Whether its codes are stored as `PackedLayout.whole_bytes` says."""
+        return self.bits == 8 and self.int8_product
+
+    @property
+    def half_bytes(self) -> bool:
+        """Whether its codes are stored as `PackedLayout.half_bytes` says."""
+        return self.bits == 8 and not self.int8_product
 
     @property
     def attributes(self) -> tuple[str, ...]:
         """Attribute names in order."""
-        return ATTRIBUTES + (("stored_rows",) if self.bits == 8 else ())
+        return ATTRIBUTES + (("stored_rows",) if self.half_bytes else ())
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -77,21 +113,43 @@ class Operator:
         return MATMUL_INPUTS + (BRANCH_INPUTS if self.lorc else ())
 
 
+_ACTIVATIONS: tuple[tuple[Activation, ActGranularity | None], ...] = (
+    (Activation.A16, None),
+    (Activation.A8, ActGranularity.TOKEN),
+    (Activation.A8, ActGranularity.BLOCK),
+)
+
 OPERATORS = {
     operator.name: operator
-    for operator in (Operator(bits, Activation.A16, lorc) for bits in WEIGHT_BITS for lorc in (False, True))
+    for operator in (
+        Operator(bits, activation, lorc, granularity)
+        for activation, granularity in _ACTIVATIONS
+        for bits in WEIGHT_BITS
+        for lorc in (False, True)
+    )
 }
 """Every operator by its name."""
 
 
 def operator_for(scheme: Scheme) -> Operator:
-    """The operator that carries a scheme."""
-    return Operator(scheme.bits, scheme.activation, scheme.lorc_rank > 0)
+    """The operator that carries a scheme.
+
+    Raises:
+        UserError: there is none, for its activations have one scale for good.
+    """
+    granularity = scheme.act_granularity if scheme.activation is Activation.A8 else None
+    if granularity is ActGranularity.TENSOR:
+        raise UserError(
+            "int8 activations with one scale from calibration (act-granularity tensor)",
+            "token or block in a portable model",
+            "choose one of these, or --target qdq",
+        )
+    return Operator(scheme.bits, scheme.activation, scheme.lorc_rank > 0, granularity)
 
 
 def node_attributes(layout: PackedLayout) -> dict[str, int]:
     """A node's attributes, in the order of `Operator.attributes`."""
-    rows = {"stored_rows": layout.stored_rows} if layout.bits == 8 else {}
+    rows = {"stored_rows": layout.stored_rows} if layout.half_bytes else {}
     return {
         "K": layout.k,
         "N": layout.n,
@@ -102,18 +160,26 @@ def node_attributes(layout: PackedLayout) -> dict[str, int]:
     }
 
 
-# Level 0 keeps the activations float; ONNX Runtime's own default may round them to int8.
-_NBITS = (
-    "com.microsoft.MatMulNBits <K: int = @K, N: int = @N, bits: int = 4,"
-    " block_size: int = @block_size, accuracy_level: int = 0>"
-)
+def _nbits(operator: Operator) -> str:
+    """MatMulNBits with its attributes.
+
+    Level 0 keeps the activations float, where ONNX Runtime's own default may round them to int8; level 4 is
+    int8 by block.
+    """
+    rows = "@stored_rows" if operator.half_bytes else "@N"
+    bits = 8 if operator.whole_bytes else 4
+    level = 4 if operator.int8_product else 0
+    return (
+        f"com.microsoft.MatMulNBits <K: int = @K, N: int = {rows}, bits: int = {bits},"
+        f" block_size: int = @block_size, accuracy_level: int = {level}>"
+    )
+
 
 # A stored scale serves `scale_repeat` blocks, a byte of zero points `zero_point_repeat` pairs of blocks.
 # One Gather each: ONNX Runtime keeps every intermediate of its folding until it has loaded the model.
 _COMMON = """
   zero = Constant <value_int: int = 0> ()
   unit = Constant <value_int: int = 1> ()
-  pair = Constant <value_int: int = 2> ()
   k_blocks_shape = Shape <start = 1, end = 2> (B)
   k_blocks = Squeeze (k_blocks_shape)
   s_times = Constant <value_int: int = @scale_repeat> ()
@@ -121,10 +187,18 @@ _COMMON = """
   s_index = Div (blocks, s_times)
   s = Gather <axis = 1> (scales, s_index)
   z_times = Constant <value_int: int = @zero_point_repeat> ()
+"""
+
+_PAIRS = """
+  pair = Constant <value_int: int = 2> ()
   k_more = Add (k_blocks, unit)
   z_bytes = Div (k_more, pair)
   pairs = Range (zero, z_bytes, unit)
   z_index = Div (pairs, z_times)
+"""
+
+_WHOLE_BYTES = """
+  z_index = Div (blocks, z_times)
 """
 
 
@@ -162,12 +236,32 @@ _UNPACK = {
 }
 
 
-def _product(bits: int, result: str) -> str:
-    """One MatMulNBits. With 8 bits it has a row for each half byte, and the halves' results add up."""
-    product = "z = Gather <axis = 1> (zero_points, z_index)\n"
-    if bits != 8:
-        codes = "B4" if bits in (2, 3) else "B"
-        return f'  {product}  {result} = {_NBITS} (A, {codes}, s, z, "", bias)\n'
+# Scales of tokens that are all zeros, or next to it, are the least normal float32: 0 / 0 is no number.
+# QuantizeLinear and DequantizeLinear say the same and take three times as long on ONNX Runtime's CPU.
+_ROUND_TOKENS = """
+  A_wide = Cast <to = 1> (A)
+  channels = Constant <value_ints: ints = [-1]> ()
+  steps = Constant <value_float: float = 127.0> ()
+  least = Constant <value_float: float = 1.1754944e-38> ()
+  A_abs = Abs (A_wide)
+  A_max = ReduceMax <keepdims = 1> (A_abs, channels)
+  A_step = Div (A_max, steps)
+  A_scale = Max (A_step, least)
+  A_scaled = Div (A_wide, A_scale)
+  A_codes = Round (A_scaled)
+  A_float = Mul (A_codes, A_scale)
+  A_rounded = CastLike (A_float, A)
+"""
+
+
+def _product(operator: Operator, result: str) -> str:
+    """One MatMulNBits. With half bytes it has a row for each, and the halves' results add up."""
+    tokens = operator.act_granularity is ActGranularity.TOKEN
+    round_tokens, activation = (_ROUND_TOKENS, "A_rounded") if tokens else ("", "A")
+    product = f"{round_tokens}  z = Gather <axis = 1> (zero_points, z_index)\n"
+    if not operator.half_bytes:
+        codes = "B4" if operator.bits in (2, 3) else "B"
+        return f'{product}  {result} = {_nbits(operator)} ({activation}, {codes}, s, z, "", bias)\n'
     return f"""
   {product}
   sixteen = Constant <value_float: float = 16.0> ()
@@ -175,7 +269,7 @@ def _product(bits: int, result: str) -> str:
   s_product = Mul (s_float, sixteen)
   s_high = CastLike (s_product, s)
   s_both = Concat <axis = 0> (s, s_high)
-  Y_both = {_NBITS.replace("@N", "@stored_rows")} (A, B, s_both, z, "", bias)
+  Y_both = {_nbits(operator)} ({activation}, B, s_both, z, "", bias)
   Y_low, Y_high = Split <axis = -1, num_outputs = 2> (Y_both)
   {result} = Add (Y_low, Y_high)
 """
@@ -201,11 +295,8 @@ _BRANCH = """
 
 def function_text(operator: Operator, opset: int = 21) -> str:
     """The operator's body in ONNX's textual form, for a model of the given opset (21 or later)."""
-    body = _COMMON + _UNPACK[operator.bits]
-    if operator.lorc:
-        body += _product(operator.bits, "Q") + _BRANCH
-    else:
-        body += _product(operator.bits, "Y")
+    body = _COMMON + (_WHOLE_BYTES if operator.whole_bytes else _PAIRS) + _UNPACK[operator.bits]
+    body += _product(operator, "Q") + _BRANCH if operator.lorc else _product(operator, "Y")
     lines = "\n".join(line for line in body.splitlines() if line)
     return (
         f'<\n  domain: "{DOMAIN}",\n  opset_import: ["" : {opset}, "{MICROSOFT}" : 1]\n>\n'

@@ -12,17 +12,22 @@ from pathlib import Path
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from zq2onnx.calibration.samples import Samples, load_samples
+from zq2onnx.conversion.calibrated import BlockProgress, CalibratedWriter, Calibration
 from zq2onnx.conversion.dumps import Dumps
 from zq2onnx.conversion.finish import copy_unchanged, finish, least_ir_version, stale_data
 from zq2onnx.conversion.identity import journal_header, stamp
 from zq2onnx.conversion.loading import Source, load, naming
-from zq2onnx.conversion.options import Choices, Options, resolve
+from zq2onnx.conversion.options import Choices, Options, Smooth, resolve
 from zq2onnx.conversion.placement import plan_output
 from zq2onnx.conversion.stream import Progress, Writer
 from zq2onnx.conversion.summary import fill_nodes, fill_sizes, peak_rss_bytes, requirements
 from zq2onnx.errors import CheckFailed, UserError
 from zq2onnx.passes.add_low_rank import AddLowRankPass
+from zq2onnx.passes.candidates import EMBEDDING
 from zq2onnx.passes.drop_low_rank import DropLowRankPass
+from zq2onnx.passes.find_smoothable import Site, find_smoothable
+from zq2onnx.passes.insert_activation_qdq import InsertActivationQdqPass
 from zq2onnx.passes.insert_embedding_qdq import InsertEmbeddingQdqPass
 from zq2onnx.passes.insert_qdq import InsertQdqPass
 from zq2onnx.passes.lower_embeddings import LowerEmbeddingsPass
@@ -31,10 +36,11 @@ from zq2onnx.passes.narrow_codes import NarrowCodesPass
 from zq2onnx.passes.normalize import NormalizePass
 from zq2onnx.passes.raise_opset import BODY_OPSET, INT2_OPSET, QDQ_OPSET, RaiseOpsetPass
 from zq2onnx.passes.select_nodes import Selection, select_nodes
+from zq2onnx.passes.smooth import SmoothPass
 from zq2onnx.passes.unpack_embeddings import UnpackEmbeddingsPass
 from zq2onnx.report import Report
 from zq2onnx.runtime.providers import require_onnxruntime
-from zq2onnx.scheme import CheckMode, Target, parse_choice
+from zq2onnx.scheme import Activation, CheckMode, Method, Target, parse_choice
 from zq2onnx.storage.companions import add_companions
 from zq2onnx.storage.failures import keeping_the_journal
 from zq2onnx.storage.journal import Journal
@@ -58,6 +64,16 @@ def convert(
     clip: str | None = None,
     lorc_rank: int | None = None,
     lorc_dtype: str | None = None,
+    lorc: str | None = None,
+    lorc_rounds: int | None = None,
+    objective: str | None = None,
+    act_granularity: str | None = None,
+    smooth: str | None = None,
+    calib: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    calib_samples: int | None = None,
+    calib_length: int | None = None,
+    calib_inputs: str | None = None,
     embedding_bits: int | None = None,
     target: str | None = None,
     only: Sequence[str] | None = None,
@@ -72,6 +88,7 @@ def convert(
     single_file: bool | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    block_progress: BlockProgress | None = None,
     check_progress: Progress | None = None,
 ) -> Report:
     """Quantize an exported transformer and write a model that stock ONNX Runtime runs.
@@ -84,6 +101,7 @@ def convert(
         output: file to write, by default `MODEL.SCHEME.onnx` beside the input. Weights go to
             `OUT.onnx.data`.
         progress: called with the number of parameters done since the last call and of all.
+        block_progress: called with the number of transformer blocks calibrated so far and of all.
         check_progress: called with the number of nodes checked so far and of those to check.
 
     Returns:
@@ -103,6 +121,14 @@ def convert(
         clip=clip,
         lorc_rank=lorc_rank,
         lorc_dtype=lorc_dtype,
+        lorc=lorc,
+        lorc_rounds=lorc_rounds,
+        objective=objective,
+        act_granularity=act_granularity,
+        smooth=smooth,
+        calib_samples=calib_samples,
+        calib_length=calib_length,
+        calib_inputs=calib_inputs,
         embedding_bits=embedding_bits,
         target=target,
         single_file=single_file,
@@ -111,9 +137,9 @@ def convert(
         exclude=_patterns(exclude),
     )
     check_byte_order()
-    options = resolve(said, None if recipe is None else Path(recipe))
+    options = resolve(said, None if recipe is None else Path(recipe), calib is not None)
     mode = parse_choice(CheckMode, check, "check")
-    if mode is not CheckMode.NONE:
+    if mode is not CheckMode.NONE or calib is not None:
         require_onnxruntime()
     workers = default_jobs() if jobs is None else jobs
     if workers < 1:
@@ -122,10 +148,11 @@ def convert(
     path = default_output(source.path, options) if output is None else Path(output)
     files = OutputFiles(path, options.single_file)
     files.check_inputs(source.files)
+    samples = None if calib is None else read_samples(source, options, Path(calib), tokenizer)
     dumps = Dumps(None if dump_passes is None else Path(dump_passes))
     report_path = None if report is None else Path(report)
     with locked(files):
-        journal = Journal(files.journal, journal_header(source, options))
+        journal = Journal(files.journal, journal_header(source, options, samples))
         resumed = resume and journal.resume()
         files.check(force or (resumed and journal.wrote(path)))
         check_side_files(report_path, dumps.folder, [*source.files, *files.final, *files.unfinished])
@@ -134,8 +161,8 @@ def convert(
         result.bytes_before = source.nbytes
         selection = prepare(source, options, result, dumps)
         if selection.chosen:
-            run = Run(source, options, files, journal, dumps, resumed)
-            quantize(run, selection, result, workers, progress or _silent)
+            run = Run(source, options, files, journal, dumps, resumed, samples)
+            quantize(run, selection, result, workers, progress or _silent, block_progress or _silent)
         else:
             copy_unchanged(source, files)
             result.bytes_after = source.nbytes
@@ -163,6 +190,7 @@ class Run:
     journal: Journal
     dumps: Dumps
     resumed: bool
+    samples: Samples | None = None
 
 
 def check_byte_order() -> None:
@@ -201,29 +229,83 @@ def prepare(source: Source, options: Options, result: Report, dumps: Dumps) -> S
     return selection
 
 
-def quantize(run: Run, selection: Selection, result: Report, workers: int, progress: Progress) -> None:
+def quantize(
+    run: Run,
+    selection: Selection,
+    result: Report,
+    workers: int,
+    progress: Progress,
+    block_progress: BlockProgress,
+) -> None:
     """Rewrite the graph, stream the weights, publish the files; tell the report."""
     graph, files = run.source.model, run.files
+    float_graph = None if run.samples is None else graph.clone()
+    sites = smoothing_sites(run.options, selection, graph)
     with naming(run.source.path):
         run.dumps.run(passes_for(run.options, selection, graph), graph)
-    plan = plan_output(graph)
+    plan = plan_output(graph, inline={vector.constant.name for site in sites for vector in site.vectors})
+    calibration = None
+    if run.samples is not None and run.options.calibration is not None and float_graph is not None:
+        calibration = Calibration(
+            float_graph,
+            run.source,
+            run.samples,
+            run.options.calibration,
+            selection.weights,
+            sites,
+            block_progress,
+        )
+        result.warnings += run.samples.warnings
     files.check_size(plan.data.size + plan.factors.size)
     with keeping_the_journal(files, run.journal):
         files.reserve(plan.data.size, plan.factors.size, keep=run.resumed)
         run.journal.open()
         with naming(run.source.path):
-            written = Writer(plan, files, run.journal, progress).run(workers)
+            writer = Writer(plan, files, run.journal, progress)
+            if calibration is not None:
+                writer = CalibratedWriter(plan, files, run.journal, progress, calibration)
+            written = writer.run(workers)
         DropLowRankPass({weight for weight, facts in written.facts.items() if facts.dropped})(graph)
+        SmoothPass(sites, written.smoothing)(graph)
         graph.ir_version = least_ir_version(graph)
-        graph.metadata_props.update(stamp(run.source, run.options, written))
+        graph.metadata_props.update(stamp(run.source, run.options, written, run.samples))
         finish(graph, plan, files, run.journal)
     result.requires = requirements(graph)
+    result.warnings += written.warnings
     fill_nodes(result, selection, written.facts)
     fill_sizes(result, plan, written.facts)
     result.reused_weights = written.reused
     result.bytes_after = files.nbytes
     if result.bytes_after >= result.bytes_before:
         result.warnings.append("the output is no smaller than the input")
+
+
+def read_samples(
+    source: Source, options: Options, calib: Path, tokenizer: str | Path | None
+) -> Samples | None:
+    """What the model is to be calibrated on."""
+    assert options.calibration is not None
+    vocabulary = None if tokenizer is None else Path(tokenizer)
+    given = options.calibration
+    return load_samples(source.model, source.path, calib, vocabulary, given.samples, given.length)
+
+
+def smoothing_sites(options: Options, selection: Selection, model: ir.Model) -> tuple[Site, ...]:
+    """Where activation outliers are to be moved into the weights: in front of int8 activations."""
+    if options.calibration is None or options.calibration.smooth is Smooth.OFF:
+        return ()
+    schemes = {
+        node.name or "": scheme
+        for node, (candidate, scheme) in selection.chosen.items()
+        if candidate.role != EMBEDDING
+    }
+    sites = find_smoothable(model, schemes).sites
+    return tuple(
+        site
+        for site in sites
+        if any(schemes[name].activation is Activation.A8 for name in site.linears)
+        and all(schemes[name].method is not Method.ZQ_GLOBAL for name in site.linears)
+    )
 
 
 def raise_opset(options: Options) -> RaiseOpsetPass:
@@ -241,6 +323,8 @@ def passes_for(options: Options, selection: Selection, model: ir.Model) -> list[
         InsertEmbeddingQdqPass(selection),
         AddLowRankPass(),
     ]
+    if options.target is Target.QDQ:
+        middle.append(InsertActivationQdqPass())
     if options.target is Target.PORTABLE:
         lower = [LowerToPortablePass(), LowerEmbeddingsPass()]
     else:

@@ -29,6 +29,8 @@ class NodeReport:
         bits, group_size, rank: what was written; None where skipped.
         weight_error: `‖W - Ŵ - UV‖_F / ‖W‖_F`.
         weight_error_without_lorc: `‖W - Ŵ‖_F / ‖W‖_F`.
+        output_error, output_error_without_lorc: `(E‖(W - Ŵ - UV) x‖² / E‖W x‖²)^½` over calibration data, and
+            the same without the branch; None without calibration.
     """
 
     name: str
@@ -41,6 +43,8 @@ class NodeReport:
     rank: int | None = None
     weight_error: float | None = None
     weight_error_without_lorc: float | None = None
+    output_error: float | None = None
+    output_error_without_lorc: float | None = None
 
 
 @dataclass

@@ -17,6 +17,7 @@ from zq2onnx.errors import UserError
 WEIGHT_BITS = (8, 4, 3, 2)
 GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 MAX_LORC_RANK = 128
+MAX_LORC_ROUNDS = 16
 
 
 class Activation(enum.Enum):
@@ -25,7 +26,18 @@ class Activation(enum.Enum):
     A16 = "a16"
     """Float, never rounded to integers."""
     A8 = "a8"
-    """Symmetric int8 with one scale per token."""
+    """Symmetric int8, -127 to 127; `ActGranularity` says what shares a scale."""
+
+
+class ActGranularity(enum.Enum):
+    """Which int8 activations share a scale."""
+
+    TOKEN = "token"
+    """Those of a token, `max|x| / 127` of its K channels, computed as the model runs."""
+    BLOCK = "block"
+    """Those of a token that meet one stored block of the weight: `MatMulNBits` at accuracy level 4."""
+    TENSOR = "tensor"
+    """All, for good: one scale from calibration. Standard ONNX (qdq) only."""
 
 
 class Method(enum.Enum):
@@ -33,6 +45,12 @@ class Method(enum.Enum):
 
     RTN = "rtn"
     """Round to nearest."""
+    GPTQ = "gptq"
+    """Column by column, each column's error fed to those that follow (Frantar et al. 2022)."""
+    ZQ_LOCAL = "zq-local"
+    """Each linear's output error by gradient (ZeroQuant-V2, section 3); needs torch."""
+    ZQ_GLOBAL = "zq-global"
+    """Each transformer block's output error by gradient (ZeroQuant-V2, section 3); needs torch."""
 
 
 class Clip(enum.Enum):
@@ -42,6 +60,27 @@ class Clip(enum.Enum):
     """From its least to its greatest weight."""
     MSE = "mse"
     """Shrunk where that lowers the group's squared weight error."""
+    AUTO = "auto"
+    """Shrunk where that lowers GPTQ's own final output error on calibration data."""
+
+
+class Compensation(enum.Enum):
+    """What the low-rank branch is the best approximation of."""
+
+    PLAIN = "plain"
+    """The weight's rounding error (ZeroQuant-V2, section 5)."""
+    EXACT = "exact"
+    """The output's error on calibration data, in closed form (QERA-exact, EoRA)."""
+
+
+class Objective(enum.Enum):
+    """Whose error calibrated methods keep small."""
+
+    LAYER = "layer"
+    """The layer's output, `tr(E R Eᵀ)`, `R` the second moment of its input."""
+    MODEL = "model"
+    """The model's, to second order: `tr(G E R Eᵀ)`, `G` the second moment of the gradient at the layer's
+    output (K-FAC); needs torch."""
 
 
 class Target(enum.Enum):
@@ -144,7 +183,7 @@ def parse_granularity(text: str | int) -> Granularity:
         raise UserError(f"group size {text!r}", f"one of {', '.join(map(str, GROUP_SIZES))} or row") from None
 
 
-SCHEME_NAMES = tuple(f"w{bits}a16" for bits in WEIGHT_BITS)
+SCHEME_NAMES = tuple(f"w{bits}{act.value}" for act in Activation for bits in WEIGHT_BITS)
 
 
 def parse_scheme_name(name: str) -> tuple[int, Activation]:
@@ -154,10 +193,10 @@ def parse_scheme_name(name: str) -> tuple[int, Activation]:
     (4, <Activation.A16: 'a16'>)
 
     Raises:
-        UserError: the name is unknown, or names a scheme that `convert` cannot write yet.
+        UserError: the name is unknown.
     """
     match = re.fullmatch(r"w([2348])(a16|a8)", name.lower())
-    if match is None or name.lower() not in SCHEME_NAMES:
+    if match is None:
         raise UserError(f"unknown scheme {name!r}", f"one of {', '.join(SCHEME_NAMES)}")
     return int(match[1]), Activation(match[2])
 
@@ -175,6 +214,10 @@ class Scheme:
         clip: how a group's range is chosen.
         lorc_rank: rank of the low-rank compensation, 0 for none (ZeroQuant-V2, section 5).
         lorc_dtype: how its factors are stored.
+        act_granularity: what int8 activations share a scale; of no concern with A16.
+        lorc: what the branch approximates.
+        lorc_rounds: how often codes are chosen: after the first time, for `W - UV` of the last branch.
+        objective: what GPTQ and an exact branch keep small.
     """
 
     bits: int = 4
@@ -185,12 +228,18 @@ class Scheme:
     clip: Clip = Clip.NONE
     lorc_rank: int = 8
     lorc_dtype: FactorType = FactorType.INT8
+    act_granularity: ActGranularity = ActGranularity.TOKEN
+    lorc: Compensation = Compensation.PLAIN
+    lorc_rounds: int = 1
+    objective: Objective = Objective.LAYER
 
     def __post_init__(self) -> None:
         if self.bits not in WEIGHT_BITS:
             raise UserError(f"{self.bits} weight bits", f"one of {', '.join(map(str, WEIGHT_BITS))}")
         if not 0 <= self.lorc_rank <= MAX_LORC_RANK:
             raise UserError(f"low-rank compensation of rank {self.lorc_rank}", f"0 to {MAX_LORC_RANK}")
+        if not 1 <= self.lorc_rounds <= MAX_LORC_ROUNDS:
+            raise UserError(f"{self.lorc_rounds} rounds of compensation", f"1 to {MAX_LORC_ROUNDS}")
 
     @property
     def name(self) -> str:
@@ -210,6 +259,13 @@ class Scheme:
         """
         return 1 << (self.bits - 1)
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether its bytes depend on calibration data."""
+        exact = self.lorc is Compensation.EXACT and self.lorc_rank > 0
+        static = self.activation is Activation.A8 and self.act_granularity is ActGranularity.TENSOR
+        return self.method is not Method.RTN or exact or static
+
     def without_lorc(self) -> Scheme:
         """The same scheme with the low-rank branch off."""
         return dataclasses.replace(self, lorc_rank=0)
@@ -224,4 +280,8 @@ class Scheme:
             "clip": self.clip.value,
             "lorc-rank": self.lorc_rank,
             "lorc-dtype": self.lorc_dtype.value,
+            "lorc": self.lorc.value,
+            "lorc-rounds": self.lorc_rounds,
+            "objective": self.objective.value,
+            "act-granularity": self.act_granularity.value if self.activation is Activation.A8 else None,
         }

@@ -173,3 +173,22 @@ def test_raw_data_of_a_qdq_weight(transposed: bool) -> None:
     assert qdq_codes(codes, 8) == bytes([1, 4, 2, 5, 3, 6])
     assert qdq_codes(codes, 4, midpoint=8) == bytes([0xC9, 0xDA, 0xEB])
     assert qdq_codes(codes, 8, midpoint=128) == bytes([0x81, 0x84, 0x82, 0x85, 0x83, 0x86])
+
+
+@given(st.integers(1, 600), st.integers(1, 4), granularities, st.booleans(), st.integers(0, 2**32 - 1))
+def test_whole_bytes_are_the_codes_themselves(
+    k: int, n: int, granularity: PerChannel | PerBlock, transposed: bool, seed: int
+) -> None:
+    layout = packed_layout(k, n, 8, granularity, whole_bytes=True)
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 256, (n, k), np.uint8)
+    packed = pack_codes(lying(codes, transposed), layout)
+    assert packed.shape == layout.codes_shape == (n, layout.k_blocks, layout.block_size)
+    flat = packed.reshape(n, -1)
+    np.testing.assert_array_equal(flat[:, :k], codes)
+    assert not flat[:, k:].any()
+    np.testing.assert_array_equal(unpack_codes(packed, layout), codes)
+    zero_points = rng.integers(0, 256, layout.scales_shape, np.uint8)
+    stored = pack_zero_points(zero_points, layout)
+    assert stored.shape == layout.zero_points_shape
+    np.testing.assert_array_equal(unpack_zero_points(stored, layout), zero_points)

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
+from zq2onnx.conversion.compute import compute_weight
 from zq2onnx.numerics.quantize import quantize_weight
 from zq2onnx.opset import GROUP_KEY
 from zq2onnx.passes.candidates import Candidate, find_candidates
 from zq2onnx.passes.insert_qdq import InsertQdqPass
+from zq2onnx.passes.planned import Part, PlannedTensor
 from zq2onnx.passes.select_nodes import Policy, Selection, select_nodes
 from zq2onnx.passes.trace_weights import all_nodes
 from zq2onnx.report import NodeReport
@@ -145,3 +147,24 @@ def rewritten(
         assert not step(model).modified, step
         assert structure(model) == before
     return model, selection
+
+
+def materialized(model: ir.Model, activation_scale: float = 0.03) -> ModelProto:
+    """The model with the numbers of its planned tensors, as the writer computes them."""
+    for owner in model.graphs():
+        for value in owner.initializers.values():
+            part = value.const_value
+            if isinstance(part, PlannedTensor):
+                value.const_value = _computed(part, activation_scale)
+    made = ir.to_proto(model)
+    del made.graph.value_info[:]  # what the passes made has no types yet
+    return made
+
+
+def _computed(part: PlannedTensor, activation_scale: float) -> ir.TensorProtocol:
+    if part.part is Part.ACT_SCALE:
+        return ir.tensor(np.array(activation_scale, part.dtype.numpy()), dtype=part.dtype, name=part.name)
+    (data,) = compute_weight(part.weight, [part], "node").contents
+    tensor = TensorProto(name=part.name, data_type=part.dtype.value, dims=part.shape.numpy())
+    tensor.raw_data = bytes(data)
+    return ir.from_proto(tensor)

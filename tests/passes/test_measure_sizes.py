@@ -134,7 +134,7 @@ def test_lookups_of_shapes_and_vectors_are_no_embeddings() -> None:
 @pytest.mark.parametrize("name", sorted(OPERATORS))
 def test_our_operators_count_all_but_the_bias(name: str, granularity: PerBlock | PerChannel) -> None:
     operator = OPERATORS[name]
-    layout = packed_layout(100, 66, operator.bits, granularity)
+    layout = packed_layout(100, 66, operator.bits, granularity, whole_bytes=operator.whole_bytes)
     constants = random_constants(operator, layout, np.random.default_rng(0))
     model = ir.from_proto(operator_model(operator, layout, constants))
     total = sum(array.nbytes for key, array in constants.items() if key != "bias")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.operator_model import random_constants
+from tests.operator_model import operator_layout, random_constants
 from zq2onnx.layout import packed_layout
 from zq2onnx.opset import OPERATORS, Operator, node_attributes
 from zq2onnx.runtime import reference
-from zq2onnx.scheme import Activation, parse_granularity
+from zq2onnx.scheme import ActGranularity, Activation, parse_granularity
 
 
 def pack_code_by_code(bits: int, block: list[int]) -> list[int]:
@@ -110,7 +110,7 @@ def test_every_weight_has_the_scale_of_its_group(group_size: str | int) -> None:
 @pytest.mark.parametrize("name", OPERATORS)
 def test_product_branch_and_bias_add_up(name: str) -> None:
     operator = OPERATORS[name]
-    layout = packed_layout(20, 4, operator.bits, parse_granularity(16))
+    layout = operator_layout(operator, 20, 4, 16)
     rng = np.random.default_rng(1)
     inputs = random_constants(operator, layout, rng, rank=2) | {"A": np.eye(20, dtype=np.float32)}
     attributes = node_attributes(layout)
@@ -120,7 +120,47 @@ def test_product_branch_and_bias_add_up(name: str) -> None:
         u = inputs["U"] * inputs["U_scales"].astype(np.float64)
         v = inputs["V"] * inputs["V_scales"].astype(np.float64)
         expected = expected + u @ v
-    np.testing.assert_allclose(reference.matmul(operator, attributes, inputs), expected, rtol=1e-14)
+    # One activation a token is 127 steps, each a float32.
+    rtol = 1e-14 if operator.activation is Activation.A16 else 1e-6
+    np.testing.assert_allclose(reference.matmul(operator, attributes, inputs), expected, rtol=rtol)
+
+
+def test_whole_bytes_are_codes_and_zero_points_as_they_are() -> None:
+    operator = Operator(8, Activation.A8, lorc=False, act_granularity=ActGranularity.BLOCK)
+    packed = np.arange(40, 72, dtype=np.uint8).reshape(1, 2, 16)
+    scales, zero_points = np.array([[0.5, 2.0]], np.float32), np.array([[42, 50]], np.uint8)
+    weight = reference.unpack_weight(operator, 18, 1, 16, 1, 1, packed, scales, zero_points)
+    assert weight.tolist() == [[*(0.5 * (code - 42) for code in range(40, 56)), 12.0, 14.0]]
+
+
+A = np.array([[254.0, 1.0, 3.0, 1.9, 0.5, -0.2], [0, 0, 0, 0, 0, 4.0]], np.float32)
+TOKEN = [[254.0, 0.0, 4.0, 2.0, 0.0, 0.0], [0, 0, 0, 0, 0, 4.0]]
+BLOCKS = [[254.0, 0.0, 4.0, 2.0, 0.5, -0.2], [0, 0, 0, 0, 0, 4.0]]
+"""Steps of 2 and of 0.5 / 127; 1 and 3 lie between two."""
+
+
+@pytest.mark.parametrize(("size", "expected"), [(6, TOKEN), (4, BLOCKS)])
+def test_activations_in_steps_of_their_own_scale(size: int, expected: list[list[float]]) -> None:
+    rounded, undecided = reference.round_activations(A, size)
+    np.testing.assert_allclose(rounded, expected, atol=0.5 / 254)
+    assert undecided.tolist() == [[0, 2.0, 2.0, 0, 0, 0], [0] * 6]
+
+
+@pytest.mark.parametrize("granularity", [ActGranularity.TOKEN, ActGranularity.BLOCK])
+def test_slack_is_what_undecided_activations_amount_to(granularity: ActGranularity) -> None:
+    operator = Operator(4, Activation.A8, lorc=False, act_granularity=granularity)
+    layout = operator_layout(operator, 6, 5, 16)
+    inputs = random_constants(operator, layout, np.random.default_rng(2), bias=False) | {"A": A}
+    attributes = node_attributes(layout)
+    parts = {key: inputs[key] for key in ("B", "scales", "zero_points")}
+    weight = reference.unpack_weight(operator, **attributes, **parts)
+    values, slack = reference.matmul_with_slack(operator, attributes, inputs)
+    np.testing.assert_allclose(slack, [2 * np.abs(weight[:, 1:3]).sum(1), np.zeros(5)])
+    other = values[0] + 2 * weight[:, 1]  # 1 becomes 2, not 0
+    assert (np.abs(other - values[0]) <= slack[0]).all()
+    as_floats, none = reference.matmul_with_slack(operator, attributes, inputs, rounded=False)
+    np.testing.assert_allclose(as_floats, A @ weight.T, rtol=1e-6)
+    assert not none.any()
 
 
 def test_shapes_that_do_not_belong_are_refused() -> None:

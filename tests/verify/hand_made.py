@@ -10,10 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.operator_model import Array, operator_model, random_constants
-from zq2onnx.layout import packed_layout
+from tests.operator_model import Array, operator_layout, operator_model, random_constants
 from zq2onnx.opset import GROUP_KEY, MICROSOFT, OPERATORS
-from zq2onnx.scheme import parse_granularity
 
 QDQ_TYPES = {8: np.dtype(np.uint8), 4: np.dtype(ml_dtypes.uint4), 2: np.dtype(ml_dtypes.uint2)}
 
@@ -43,7 +41,7 @@ def portable_model(
     merged: onnx.ModelProto | None = None
     for at, (name, operator_name) in enumerate(names.items()):
         operator = OPERATORS[operator_name]
-        layout = packed_layout(k, k, operator.bits, parse_granularity(group_size))
+        layout = operator_layout(operator, k, k, group_size)
         constants = random_constants(operator, layout, rng, dtype=dtype, bias=bias)
         one = operator_model(operator, layout, constants, name=name, leading=2)
         rename = {item: f"{at}_{item}" for item in constants} | {"A": f"x{at}", "Y": f"x{at + 1}"}

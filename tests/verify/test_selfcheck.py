@@ -270,6 +270,50 @@ def test_body_at_level_four_is_found(tmp_path: Path) -> None:
         check(path, ["a"], "sample")
 
 
+def set_level(model: onnx.ModelProto, name: str, level: int) -> None:
+    (function,) = (item for item in model.functions if item.name == name)
+    for node in function.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = level
+
+
+def test_a_runtime_without_int8_products_is_said_and_right(tmp_path: Path) -> None:
+    """Level 0 is what level 4 is where there is no int8 kernel."""
+    model = portable_model({"a": "MatMulW4A8BlockLoRC", "b": "MatMulW4A8Block"}, bias=False)
+    set_level(model, "MatMulW4A8BlockLoRC", 0)
+    report = check(save(model, tmp_path / "m.onnx"), ["a", "b"], "sample")
+    assert report.nodes_checked == 2 and report.worst_error <= 1e-5
+    assert report.notes == [
+        "this ONNX Runtime has no int8 product for some nodes: there it multiplies floats"
+    ]
+
+
+def test_tokens_that_are_rounded_twice_are_found(tmp_path: Path) -> None:
+    model = portable_model({"a": "MatMulW4A8"}, bias=False)
+    set_level(model, "MatMulW4A8", 4)
+    with pytest.raises(CheckFailed, match="node 'a': in .*multiplies int8 activations"):
+        check(save(model, tmp_path / "m.onnx"), ["a"], "sample")
+
+
+@pytest.mark.parametrize("name", ["MatMulW4A8", "MatMulW4A8LoRC"])
+def test_tokens_that_are_not_rounded_are_found(tmp_path: Path, name: str) -> None:
+    model = portable_model({"a": name})
+    for node in model.functions[0].node:
+        node.op_type = "Identity" if node.op_type == "Round" else node.op_type
+    with pytest.raises(CheckFailed, match="node 'a': off its dequantized oracle"):
+        check(save(model, tmp_path / "m.onnx"), ["a"], "sample")
+
+
+def test_slack_is_for_what_lies_between_two_steps_alone(tmp_path: Path) -> None:
+    """Truncation is found, though it too ends at a neighbouring step."""
+    model = portable_model({"a": "MatMulW8A8"})
+    for node in model.functions[0].node:
+        node.op_type = "Floor" if node.op_type == "Round" else node.op_type
+    with pytest.raises(CheckFailed, match="node 'a': off its dequantized oracle"):
+        check(save(model, tmp_path / "m.onnx"), ["a"], "sample")
+
+
 def test_unknown_operator_in_a_group_is_named(tmp_path: Path) -> None:
     model = qdq_model(lorc=False, bias=False)
     relu = helper.make_node("Relu", ["product"], ["positive"])

@@ -56,6 +56,23 @@ def test_inputs_of_a_decoder_with_cache_are_made_up(tmp_path: Path) -> None:
     assert check(path, ["layer/MatMul"], "full").notes == []
 
 
+def test_a_float_layer_among_int8_ones_must_stay_float(tmp_path: Path) -> None:
+    """Of a whole model, an int8 product is right where the operator is one of those that say so."""
+    names = {"a": "MatMulW4A8Block", "b": "MatMulW4A16", "c": "MatMulW3A8BlockLoRC", "d": "MatMulW3A16"}
+    model = portable_model(names)
+    assert check(save(model, tmp_path / "m.onnx"), list(names), "full").nodes_checked == 4
+    for name in ("MatMulW4A16", "MatMulW3A16"):
+        wrong = portable_model(names)
+        (function,) = (item for item in wrong.functions if item.name == name)
+        for node in function.node:
+            for attribute in node.attribute:
+                if attribute.name == "accuracy_level":
+                    attribute.i = 4
+        path = save(wrong, tmp_path / f"{name}.onnx")
+        with pytest.raises(CheckFailed, match="of the whole model, MatMulNBits node .* int8 activations"):
+            whole.judge_whole_model(path, wrong)
+
+
 def test_ids_stay_within_the_table(tmp_path: Path) -> None:
     path = save(language_model([ids("input_ids", "batch", "sequence")], rows=1), tmp_path / "m.onnx")
     assert check(path, ["layer/MatMul"], "full").notes == []

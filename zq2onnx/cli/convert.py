@@ -14,6 +14,7 @@ from zq2onnx.cli.outcome import print_report
 from zq2onnx.scheme import GROUP_SIZES, SCHEME_NAMES
 
 QUANTIZATION = "Quantization"
+CALIBRATION = "Calibration"
 SELECTION = "Which nodes"
 OUTPUT = "Output"
 RUN = "The run"
@@ -62,14 +63,19 @@ def convert(
     method: Annotated[
         str | None,
         typer.Option(
-            metavar="rtn", help="How codes are chosen. [default: rtn]", rich_help_panel=QUANTIZATION
+            metavar="rtn|gptq|zq-local|zq-global",
+            help="How codes are chosen: rounded to nearest; each column making up for the error of those"
+            " before; or by gradient, of each layer or of each block (need torch). All but rtn need --calib."
+            " [default: gptq with --calib, else rtn]",
+            rich_help_panel=QUANTIZATION,
         ),
     ] = None,
     clip: Annotated[
         str | None,
         typer.Option(
-            metavar="none|mse",
-            help="Range of a group: all of it, or shrunk to the least squared error. [default: none]",
+            metavar="none|mse|auto",
+            help="Range of a group: all of it, shrunk to the least squared error of its weights, or (gptq)"
+            " to the least final error of the layer's output. [default: auto with gptq, else none]",
             rich_help_panel=QUANTIZATION,
         ),
     ] = None,
@@ -87,6 +93,92 @@ def convert(
             metavar="int8|float",
             help="How its factors are stored. [default: int8]",
             rich_help_panel=QUANTIZATION,
+        ),
+    ] = None,
+    lorc: Annotated[
+        str | None,
+        typer.Option(
+            metavar="plain|exact|auto",
+            help="What the branch makes up for: the weight's error, or the output's on calibration data;"
+            " auto: exact where there is such data, else plain. [default: auto]",
+            rich_help_panel=QUANTIZATION,
+        ),
+    ] = None,
+    lorc_rounds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Choose codes and branch in turns, up to this often, while it helps. [default: 1]",
+            rich_help_panel=QUANTIZATION,
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            metavar="layer|model",
+            help="What gptq and an exact branch keep small: the error of each layer's output, or of the"
+            " model's, by the gradients at each layer's output: half the divergence for a slower"
+            " calibration (needs torch). [default: layer]",
+            rich_help_panel=QUANTIZATION,
+        ),
+    ] = None,
+    act_granularity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="token|block|tensor",
+            help="What int8 activations (a8) share a scale: a token's; a token's that meet one block of the"
+            " weight, the fastest on CPUs; all, by calibration (qdq only). [default: token]",
+            rich_help_panel=QUANTIZATION,
+        ),
+    ] = None,
+    smooth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|off",
+            help="Move outliers of int8 activations into the weights where the graph allows it (SmoothQuant)."
+            " [default: auto]",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None,
+    calib: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Calibration data: a .txt, a .jsonl with a text a line, or a .npz of the model's inputs.",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|tokenizer.json",
+            help="The model's tokenizer, for calibration on text.",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None,
+    calib_samples: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Windows of the text, from its start. [default: 128]",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None,
+    calib_length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Tokens in a window; at most the model's context. [default: 2048]",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None,
+    calib_inputs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="quantized|float",
+            help="A block is calibrated on what the quantized blocks before it make, or the float ones."
+            " [default: quantized]",
+            rich_help_panel=CALIBRATION,
         ),
     ] = None,
     embedding_bits: Annotated[
@@ -185,7 +277,8 @@ def convert(
 ) -> None:
     """Quantize a model's weights to 8, 4, 3 or 2 bits.
 
-    Rewrites every MatMul and Gemm with a constant weight. The result runs on stock ONNX Runtime
+    Rewrites every MatMul and Gemm with a constant weight. With --calib, codes and branches are chosen by what
+    reaches each layer, block by block: far better, and slower. The result runs on stock ONNX Runtime
     (pip install "zq2onnx[cpu]" or "zq2onnx[gpu]"). lm_head and embeddings stay float by default.
 
     Peak memory is a few weights, not the model, where weights are initializers and the output has its
@@ -197,6 +290,7 @@ def convert(
     \b
     zq2onnx convert model.onnx
     zq2onnx convert model.onnx -o small/model.onnx --scheme w3a16 --group-size 64 --include lm_head
+    zq2onnx convert model.onnx --scheme w3a16 --calib text.txt --tokenizer DIR
     zq2onnx convert model.onnx --recipe mixed.toml --target qdq --check full --report report.json
     """
     from zq2onnx import pipeline
@@ -213,6 +307,16 @@ def convert(
             clip=clip,
             lorc_rank=lorc_rank,
             lorc_dtype=lorc_dtype,
+            lorc=lorc,
+            lorc_rounds=lorc_rounds,
+            objective=objective,
+            act_granularity=act_granularity,
+            smooth=smooth,
+            calib=calib,
+            tokenizer=tokenizer,
+            calib_samples=calib_samples,
+            calib_length=calib_length,
+            calib_inputs=calib_inputs,
             embedding_bits=embedding_bits,
             target=target,
             only=only or None,
@@ -227,6 +331,7 @@ def convert(
             single_file=single_file,
             force=force,
             progress=bars.quantizing,
+            block_progress=bars.calibrating,
             check_progress=bars.checking,
         )
     if not quiet:
@@ -240,12 +345,22 @@ class _Bars:
         self.stack = stack
         self.quiet = quiet
         self.shown = ""
+        self.blocks = 0
+        self.in_blocks = False
         self.checked = 0
         self.advance: Callable[[float], None] | None = None
 
     def quantizing(self, done: int, total: int) -> None:
         """So many parameters more are done."""
+        if self.in_blocks:
+            return
         self._show("quantizing", total, "params")(done)
+
+    def calibrating(self, done: int, total: int) -> None:
+        """So many blocks are calibrated; from now on weights are counted in blocks."""
+        self.in_blocks = True
+        self._show("calibrating", total, "blocks")(done - self.blocks)
+        self.blocks = done
 
     def checking(self, done: int, total: int) -> None:
         """So many nodes are checked."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from zq2onnx.cli import console
 from zq2onnx.report import CheckReport, NodeReport, Report
 
@@ -25,9 +28,10 @@ def print_report(report: Report) -> None:
         f" ({ratio:.2f}x), {report.effective_bits:.2f} bits per quantized weight"
     )
     console.stdout.print(
-        f"quantized {len(quantized)} nodes: weight error {_mean_error(quantized)};"
-        f" left float: {_reasons(report)}"
+        f"quantized {len(quantized)} nodes: {_mean_errors(quantized)}; left float: {_reasons(report)}"
     )
+    for reason, count in _counted(quantized).items():
+        console.stdout.print(f"of these, {count}: {reason}")
     console.stdout.print(f"took {report.seconds:.1f} s, peak memory {report.peak_rss_bytes / 1e6:.0f} MB")
     if report.reused_weights:
         console.stdout.print(f"{report.reused_weights} weights were taken over from the interrupted run")
@@ -65,18 +69,27 @@ def requirements(report: Report) -> str:
     return text
 
 
-def _mean_error(nodes: list[NodeReport]) -> str:
-    known = [node for node in nodes if node.weight_error is not None]
+def _mean_errors(nodes: list[NodeReport]) -> str:
+    """Mean relative errors: of the weights, and of the outputs where calibration saw them."""
+    weight = _mean([(node.weight_error, node.weight_error_without_lorc) for node in nodes])
+    output = _mean([(node.output_error, node.output_error_without_lorc) for node in nodes])
+    return f"weight error {weight or 'unknown'}" + (f", output error {output}" if output else "")
+
+
+def _mean(errors: Sequence[tuple[float | None, float | None]]) -> str:
+    """The mean with and without branch; "" where none is known."""
+    known = [(error, plain) for error, plain in errors if error is not None and plain is not None]
     if not known:
-        return "unknown"
-    mean = sum(node.weight_error or 0.0 for node in known) / len(known)
-    plain = sum(node.weight_error_without_lorc or 0.0 for node in known) / len(known)
+        return ""
+    mean, plain = (sum(values) / len(known) for values in zip(*known, strict=True))
     return f"{mean:.4f}" if mean == plain else f"{mean:.4f} (without low-rank branch {plain:.4f})"
 
 
 def _reasons(report: Report) -> str:
     """How many nodes stayed float, by reason."""
-    counts: dict[str, int] = {}
-    for node in report.skipped:
-        counts[node.reason] = counts.get(node.reason, 0) + 1
-    return "; ".join(f"{count} ({reason})" for reason, count in counts.items()) or "none"
+    return "; ".join(f"{count} ({reason})" for reason, count in _counted(report.skipped).items()) or "none"
+
+
+def _counted(nodes: Sequence[NodeReport]) -> Counter[str]:
+    """How many nodes have a reason, by its words before the numbers."""
+    return Counter(node.reason.partition(": ")[0] for node in nodes if node.reason)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from zq2onnx.errors import UserError
 from zq2onnx.numerics import packing
+from zq2onnx.numerics.calibrated import Evidence
 from zq2onnx.numerics.quantize import QuantizedWeight as Numbers
 from zq2onnx.numerics.quantize import quantize_weight
 from zq2onnx.passes.planned import Form, Part, PlannedTensor, QuantizedWeight
@@ -31,24 +32,45 @@ class Facts:
     Attributes:
         weight_error, weight_error_without_lorc: relative Frobenius norms, as the report has them.
         dropped: why the low-rank branch was left out; "" where it was not.
+        output_error, output_error_without_lorc: relative too, of the layer's output on calibration data;
+            None without.
+        note: why another method than the scheme's was used; "" where it was not.
     """
 
     weight_error: float
     weight_error_without_lorc: float
     dropped: str = ""
+    output_error: float | None = None
+    output_error_without_lorc: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """A quantized weight.
+
+    Attributes:
+        contents: the bytes of its parts, in their order; of a dropped branch empty.
+        facts: what is remembered of it.
+        numbers: what they were made of.
+    """
+
+    contents: list[memoryview]
+    facts: Facts
+    numbers: Numbers
 
 
 def compute_weight(
-    weight: QuantizedWeight, parts: list[PlannedTensor], node: str
-) -> tuple[list[memoryview], Facts]:
-    """Quantize the weight of a node and return the bytes of `parts`, in their order.
-
-    Factors of a branch that does not pay come back empty, with the reason in `Facts.dropped`.
+    weight: QuantizedWeight, parts: list[PlannedTensor], node: str, evidence: Evidence | None = None
+) -> Computed:
+    """Quantize the weight of a node and render `parts`.
 
     Raises:
         UserError: the weight holds NaN or infinity.
     """
-    numbers = quantize_weight(_matrix(weight), weight.scheme, weight.view.dtype.numpy())
+    numbers = quantize_weight(
+        float_matrix(weight), weight.scheme, weight.view.dtype.numpy(), evidence=evidence
+    )
     if numbers.nonfinite:
         raise UserError(
             f"node {node!r}: {numbers.nonfinite} of the {weight.view.k * weight.view.n} numbers of its"
@@ -56,11 +78,18 @@ def compute_weight(
             "finite weights",
             f"mend the model, or leave the node float: --exclude '^{re.escape(node)}$'",
         )
-    facts = Facts(numbers.weight_error, numbers.weight_error_without_lorc, numbers.dropped)
-    return [_as_bytes(_render(numbers, part)) for part in parts], facts
+    facts = Facts(
+        numbers.weight_error,
+        numbers.weight_error_without_lorc,
+        numbers.dropped,
+        numbers.output_error,
+        numbers.output_error_without_lorc,
+        numbers.note,
+    )
+    return Computed([_as_bytes(_render(numbers, part)) for part in parts], facts, numbers)
 
 
-def _matrix(weight: QuantizedWeight) -> np.ndarray:
+def float_matrix(weight: QuantizedWeight) -> np.ndarray:
     """The float weight as `[N, K]`, in the values that its node reads."""
     view = weight.view
     stored = mapped.tensor_array(view.tensor)
@@ -76,11 +105,20 @@ def _render(numbers: Numbers, part: PlannedTensor) -> np.ndarray:
             return _factor(numbers, part)
         case Part.CODES | Part.ZERO_POINTS:
             return _integers(numbers, part)
+        case Part.ACT_SCALE:
+            return _activation_scale(numbers, part)
         case Part.SCALES:
             scales = numbers.quantized.scales
             if part.form is Form.QDQ:
                 return scales.T if part.weight.blocked else scales[:, 0]
             return scales
+
+
+def _activation_scale(numbers: Numbers, part: PlannedTensor) -> np.ndarray:
+    """The static scale; never 0, for activations that calibration saw as zeros may come to life."""
+    if numbers.activation_scale is None:
+        raise ValueError(f"no scale was calibrated for the activations of {part.weight.name}")
+    return np.asarray(max(numbers.activation_scale, float(np.finfo(np.float32).tiny)), np.float32)
 
 
 def _factor(numbers: Numbers, part: PlannedTensor) -> np.ndarray:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import threadpoolctl
 
 from zq2onnx import __version__
+from zq2onnx.calibration.samples import Samples
 from zq2onnx.conversion.loading import Source
 from zq2onnx.conversion.options import Options
 from zq2onnx.conversion.stream import Written
+from zq2onnx.runtime.providers import require_onnxruntime
 
 
-def journal_header(source: Source, options: Options) -> dict[str, object]:
+def journal_header(source: Source, options: Options, samples: Samples | None = None) -> dict[str, object]:
     """What must be the same for a journal to be resumed: version, input, options and arithmetic.
+
+    With calibration that is the samples too, ONNX Runtime, and the number of processors, on which the
+    sums in its matrix products depend.
 
     The factors of a low-rank branch come from matrix products, whose last bits are those of the BLAS
     kernels for this kind of processor. They are not in the output's metadata: a file says what was
@@ -29,6 +35,15 @@ def journal_header(source: Source, options: Options) -> dict[str, object]:
         "options": options.describe(),
         "numpy": np.__version__,
         "blas": blas_architectures(),
+        **({} if samples is None else _calibration(samples)),
+    }
+
+
+def _calibration(samples: Samples) -> dict[str, object]:
+    return {
+        "samples": samples.digest,
+        "onnxruntime": require_onnxruntime().__version__,
+        "processors": os.cpu_count(),
     }
 
 
@@ -38,7 +53,9 @@ def blas_architectures() -> list[str]:
     return sorted({str(each.get("architecture")) for each in libraries if each["user_api"] == "blas"})
 
 
-def stamp(source: Source, options: Options, written: Written) -> dict[str, str]:
+def stamp(
+    source: Source, options: Options, written: Written, samples: Samples | None = None
+) -> dict[str, str]:
     """The output's metadata: version, options and the input's fingerprint. No time, path or host."""
     fingerprint = hashlib.sha256(source.digest.encode())
     for name, digest in sorted(written.sources.items()):
@@ -48,4 +65,5 @@ def stamp(source: Source, options: Options, written: Written) -> dict[str, str]:
         "zq2onnx.scheme": options.policy.scheme.name,
         "zq2onnx.options": json.dumps(options.describe()),
         "zq2onnx.input": f"sha256:{fingerprint.hexdigest()}",
+        **({} if samples is None else {"zq2onnx.calibration": f"sha256:{samples.digest}"}),
     }

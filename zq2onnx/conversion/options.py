@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import importlib.util
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +17,13 @@ from typing import Any
 from zq2onnx.errors import UserError
 from zq2onnx.passes.select_nodes import NodeRule, Policy
 from zq2onnx.scheme import (
+    ActGranularity,
+    Activation,
     Clip,
+    Compensation,
     FactorType,
     Method,
+    Objective,
     Scheme,
     Target,
     parse_choice,
@@ -38,6 +43,14 @@ class Choices:
     clip: str | None = None
     lorc_rank: int | None = None
     lorc_dtype: str | None = None
+    lorc: str | None = None
+    lorc_rounds: int | None = None
+    objective: str | None = None
+    act_granularity: str | None = None
+    smooth: str | None = None
+    calib_samples: int | None = None
+    calib_length: int | None = None
+    calib_inputs: str | None = None
     embedding_bits: int | None = None
     target: str | None = None
     single_file: bool | None = None
@@ -53,14 +66,22 @@ class Choices:
 
 EMBEDDING_BITS = (8, 4)
 
+AUTO = "auto"
+
 DEFAULTS = Choices(
     scheme="w4a16",
     group_size=128,
     symmetric=False,
-    method="rtn",
-    clip="none",
     lorc_rank=8,
     lorc_dtype="int8",
+    lorc=AUTO,
+    lorc_rounds=1,
+    objective="layer",
+    act_granularity="token",
+    smooth=AUTO,
+    calib_samples=128,
+    calib_length=2048,
+    calib_inputs="quantized",
     target="portable",
     single_file=False,
     only=(),
@@ -78,6 +99,14 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "clip": (str,),
     "lorc_rank": (int,),
     "lorc_dtype": (str,),
+    "lorc": (str,),
+    "lorc_rounds": (int,),
+    "objective": (str,),
+    "act_granularity": (str,),
+    "smooth": (str,),
+    "calib_samples": (int,),
+    "calib_length": (int,),
+    "calib_inputs": (str,),
     "embedding_bits": (int,),
     "target": (str,),
     "single_file": (bool,),
@@ -95,8 +124,56 @@ _NODE_KEYS = (
     "clip",
     "lorc_rank",
     "lorc_dtype",
+    "lorc",
+    "lorc_rounds",
+    "objective",
+    "act_granularity",
     "keep_float",
 )
+
+
+class CalibrationInputs(enum.Enum):
+    """What a block is observed on."""
+
+    QUANTIZED = "quantized"
+    """What the quantized blocks before it make."""
+    FLOAT = "float"
+    """What the float model makes."""
+
+
+class Smooth(enum.Enum):
+    """Whether activation outliers are moved into the weights."""
+
+    AUTO = "auto"
+    """Where activations are int8 and the graph allows it."""
+    OFF = "off"
+    """Nowhere."""
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How calibration data is used.
+
+    Attributes:
+        samples: how many at most.
+        length: tokens in a sample.
+        inputs: what a block is observed on.
+        smooth: whether outliers are moved.
+    """
+
+    samples: int
+    length: int
+    inputs: CalibrationInputs
+    smooth: Smooth
+
+    def describe(self) -> dict[str, object]:
+        """Plain values in a fixed order."""
+        return {
+            "calib-samples": self.samples,
+            "calib-length": self.length,
+            "calib-inputs": self.inputs.value,
+            "smooth": self.smooth.value,
+        }
 
 
 @dataclass(frozen=True)
@@ -106,6 +183,14 @@ class Options:
     policy: Policy
     target: Target
     single_file: bool
+    calibration: CalibrationOptions | None = None
+
+    @property
+    def schemes(self) -> list[Scheme]:
+        """Every scheme that a node may get: by default, and refined by each rule alone and by all."""
+        base = self.policy.scheme
+        overrides = [rule.overrides for rule in self.policy.rules]
+        return [base, *(dataclasses.replace(base, **fields) for fields in overrides)]
 
     def describe(self) -> dict[str, object]:
         """Everything that decides the bytes, as plain values in a fixed order."""
@@ -115,6 +200,7 @@ class Options:
             "embedding-bits": None if embedding is None else embedding.bits,
             "target": self.target.value,
             "single-file": self.single_file,
+            **({} if self.calibration is None else self.calibration.describe()),
             "only": list(self.policy.only),
             "include": list(self.policy.include),
             "exclude": list(self.policy.exclude),
@@ -149,44 +235,105 @@ def scheme_fields(said: Mapping[str, Any]) -> dict[str, Any]:
         ("method", Method, "method"),
         ("clip", Clip, "clip"),
         ("lorc_dtype", FactorType, "factor type"),
+        ("lorc", Compensation, "compensation"),
+        ("objective", Objective, "objective"),
+        ("act_granularity", ActGranularity, "activation granularity"),
     ):
         if said.get(key) is not None:
             fields[key] = parse_choice(kind, said[key], what)
-    for key in ("symmetric", "lorc_rank"):
+    if "method" in fields and "clip" not in fields:
+        fields["clip"] = Clip.AUTO if fields["method"] is Method.GPTQ else Clip.NONE
+    for key in ("symmetric", "lorc_rank", "lorc_rounds"):
         if said.get(key) is not None:
             fields[key] = said[key]
     return fields
 
 
-def resolve(said: Choices, recipe: Path | None) -> Options:
+def resolve(said: Choices, recipe: Path | None, calibrated: bool = False) -> Options:
     """Put command line, recipe and defaults together.
 
+    Args:
+        said: on the command line.
+        recipe: the recipe's path.
+        calibrated: whether there is calibration data, which changes what is the default.
+
     Raises:
-        UserError: a value is unknown, or the recipe is not what it should be.
+        UserError: a value is unknown or needs calibration data, or the recipe is not what it should be.
     """
     for key, value in vars(said).items():
         if value is not None:
             _check_type(key, value)
-    _options(said.over(DEFAULTS), ())
-    in_recipe, rules = (Choices(), ()) if recipe is None else read_recipe(recipe)
-    return _options(said.over(in_recipe).over(DEFAULTS), rules)
+    _options(said.over(DEFAULTS), (), calibrated)
+    in_recipe, rules = (Choices(), ()) if recipe is None else read_recipe(recipe, calibrated)
+    options = _options(said.over(in_recipe).over(DEFAULTS), rules, calibrated)
+    _check_data(options)
+    return options
 
 
-def _options(choices: Choices, rules: tuple[NodeRule, ...]) -> Options:
+def _check_data(options: Options) -> None:
+    """Make sure that there is calibration data for what needs it, and torch.
+
+    Raises:
+        UserError: there is not.
+    """
+    for scheme in options.schemes:
+        if scheme.calibrated and options.calibration is None:
+            what = f"method {scheme.method.value}"
+            if scheme.method is Method.RTN:
+                static = scheme.act_granularity is ActGranularity.TENSOR
+                what = "static activation scales" if static else "an exact low-rank branch"
+            raise UserError(what, "calibration data", "give --calib FILE.txt --tokenizer DIR, or FILE.npz")
+        by_gradient = scheme.method in (Method.ZQ_LOCAL, Method.ZQ_GLOBAL)
+        if (by_gradient or scheme.objective is Objective.MODEL) and importlib.util.find_spec("torch") is None:
+            what = f"method {scheme.method.value}" if by_gradient else "objective model"
+            raise UserError(f"{what} without torch", "torch", 'pip install "zq2onnx[torch]"')
+        if scheme.clip is Clip.AUTO and scheme.method is not Method.GPTQ:
+            raise UserError(f"clip auto with method {scheme.method.value}", "method gptq", "or another clip")
+        static = scheme.activation is Activation.A8 and scheme.act_granularity is ActGranularity.TENSOR
+        if static and options.target is Target.PORTABLE:
+            raise UserError("target portable with one activation scale a tensor", "--target qdq")
+
+
+def _by_default(choices: Choices, calibrated: bool) -> Choices:
+    """What depends on whether there is calibration data."""
+    method = choices.method or (Method.GPTQ.value if calibrated else Method.RTN.value)
+    clip = choices.clip or (Clip.AUTO.value if method == Method.GPTQ.value else Clip.NONE.value)
+    lorc = choices.lorc
+    if lorc == AUTO:
+        lorc = (Compensation.EXACT if calibrated else Compensation.PLAIN).value
+    return dataclasses.replace(choices, method=method, clip=clip, lorc=lorc)
+
+
+def _options(choices: Choices, rules: tuple[NodeRule, ...], calibrated: bool) -> Options:
     """Options of choices in which nothing that has a default is silent."""
+    choices = _by_default(choices, calibrated)
     scheme = Scheme(**scheme_fields(vars(choices)))
     embedding = None
     if choices.embedding_bits is not None:
         if choices.embedding_bits not in EMBEDDING_BITS:
             raise UserError(f"{choices.embedding_bits} embedding bits", "8 or 4")
-        embedding = dataclasses.replace(scheme, bits=choices.embedding_bits, lorc_rank=0)
+        clip = Clip.NONE if scheme.clip is Clip.AUTO else scheme.clip
+        embedding = Scheme(
+            choices.embedding_bits,
+            Activation.A16,
+            scheme.granularity,
+            scheme.symmetric,
+            clip=clip,
+            lorc_rank=0,
+        )
+    calibration = CalibrationOptions(
+        choices.calib_samples or 0,
+        choices.calib_length or 0,
+        parse_choice(CalibrationInputs, choices.calib_inputs or "", "kind of calibration inputs"),
+        parse_choice(Smooth, choices.smooth or "", "smoothing"),
+    )
     only, include, exclude = (tuple(getattr(choices, key) or ()) for key in PATTERN_LISTS)
     policy = Policy(scheme, only, include, exclude, rules, embedding)
     target = parse_choice(Target, choices.target or "", "target")
-    return Options(policy, target, bool(choices.single_file))
+    return Options(policy, target, bool(choices.single_file), calibration if calibrated else None)
 
 
-def read_recipe(path: Path) -> tuple[Choices, tuple[NodeRule, ...]]:
+def read_recipe(path: Path, calibrated: bool = False) -> tuple[Choices, tuple[NodeRule, ...]]:
     """Read a recipe: TOML with the options' names at the top and `[[node]]` tables.
 
     Raises:
@@ -204,7 +351,7 @@ def read_recipe(path: Path) -> tuple[Choices, tuple[NodeRule, ...]]:
         if not isinstance(nodes, list) or not all(isinstance(node, dict) for node in nodes):
             raise UserError("`node` is not an array of tables", "[[node]] tables")
         choices = _choices(table)
-        _options(choices.over(DEFAULTS), ())
+        _options(choices.over(DEFAULTS), (), calibrated)
         return choices, tuple(_rule(number, node) for number, node in enumerate(nodes, 1))
     except UserError as error:
         raise UserError(f"{path}: {error.found}", error.required, error.remedy) from None

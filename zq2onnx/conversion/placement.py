@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -84,8 +85,13 @@ class Plan:
         return sum(task.parameters for task in self.tasks)
 
 
-def plan_output(model: ir.Model) -> Plan:
-    """Place every tensor that is planned or large. Bytes that two names share are placed once."""
+def plan_output(model: ir.Model, inline: Container[str] = ()) -> Plan:
+    """Place every tensor that is planned or large. Bytes that two names share are placed once.
+
+    Args:
+        model: after the passes.
+        inline: names of initializers that stay in the model file, whatever their size.
+    """
     plan = Plan()
     weights: dict[QuantizedWeight, Compute] = {}
     parts: dict[tuple[object, ...], str] = {}
@@ -97,7 +103,7 @@ def plan_output(model: ir.Model) -> Plan:
                 if tensor.key not in parts:
                     parts[tensor.key] = _plan_part(plan, weights, value, tensor)
                 plan.places.append((value, parts[tensor.key]))
-            elif tensor is not None and _outside(tensor):
+            elif tensor is not None and value.name not in inline and _outside(tensor):
                 _plan_copy(plan, copies, value, tensor)
     return plan
 

@@ -6,15 +6,17 @@ import dataclasses
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import threadpoolctl
 
-from zq2onnx.conversion.compute import Facts, compute_weight
+from zq2onnx.conversion.compute import Computed, Facts, compute_weight
 from zq2onnx.conversion.placement import Compute, Copy, Plan
+from zq2onnx.numerics.calibrated import Evidence
+from zq2onnx.numerics.grid import Float32Array
 from zq2onnx.passes.planned import FACTORS, PlannedTensor, QuantizedWeight
 from zq2onnx.storage import mapped
 from zq2onnx.storage.journal import Entry, Journal
@@ -33,11 +35,15 @@ class Written:
         facts: by weight.
         sources: digest of every float tensor read, by task name.
         reused: weights taken over from an interrupted run.
+        smoothing: what the inputs of linears were divided by, by the normalization before them.
+        warnings: one line each.
     """
 
     facts: dict[QuantizedWeight, Facts]
     sources: dict[str, str]
     reused: int
+    smoothing: dict[str, Float32Array] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class Writer:
@@ -52,22 +58,22 @@ class Writer:
         self.reused = 0
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        self._data = self._factors = -1
 
     def run(self, jobs: int) -> Written:
         """Do every task that the journal does not hold; stops at the first error or Ctrl-C."""
-        data = os.open(self.files.partial_data, os.O_RDWR)
-        factors = os.open(self.files.partial_factors, os.O_RDWR)
+        self._data = os.open(self.files.partial_data, os.O_RDWR)
+        self._factors = os.open(self.files.partial_factors, os.O_RDWR)
         try:
-            with threadpoolctl.threadpool_limits(1), _workers(jobs) as pool:
-                futures = [pool.submit(self._do, task, data, factors) for task in self.plan.tasks]
+            with _workers(jobs) as pool:
                 try:
-                    _result(futures)
+                    self._work(pool)
                 finally:
                     self._stop.set()
                     pool.shutdown(cancel_futures=True)
         finally:
-            os.close(data)
-            os.close(factors)
+            os.close(self._data)
+            os.close(self._factors)
         entries = self.journal.entries
         facts = {
             task.weight: Facts(**entries[task.name].facts)
@@ -76,16 +82,30 @@ class Writer:
         }
         return Written(facts, {task.name: entries[task.name].source for task in self.plan.tasks}, self.reused)
 
-    def _do(self, task: Copy | Compute, data: int, factors: int) -> None:
+    def _work(self, pool: ThreadPoolExecutor) -> None:
+        self._do_all(pool, self.plan.tasks)
+
+    def _do_all(self, pool: ThreadPoolExecutor, tasks: Sequence[Copy | Compute]) -> None:
+        """Do tasks that need nothing but their weight."""
+        with threadpoolctl.threadpool_limits(1):
+            finished([pool.submit(self._do, task) for task in tasks])
+
+    def _do(self, task: Copy | Compute) -> None:
         if self._stop.is_set():
             return
-        if not self._done_before(task, data, factors):
-            entry = self._copy(task, data) if isinstance(task, Copy) else self._compute(task, data, factors)
-            self.journal.record(entry)
+        if self._done_before(task):
+            self._tell(task)
+        elif isinstance(task, Copy):
+            self.journal.record(self._copy(task))
+            self._tell(task)
+        else:
+            self._compute(task)
+
+    def _tell(self, task: Copy | Compute) -> None:
         with self._lock:
             self.progress(task.parameters, self.total)
 
-    def _copy(self, task: Copy, descriptor: int) -> Entry:
+    def _copy(self, task: Copy) -> Entry:
         region = self.plan.data.regions[task.name]
         content = hashlib.sha256()
         offset = region.offset
@@ -94,43 +114,52 @@ class Writer:
             if offset + chunk.nbytes > end:
                 raise ValueError(f"{task.name!r}: more bytes than its region of {region.length}")
             content.update(chunk)
-            write_region(descriptor, Region(offset, chunk.nbytes), chunk)
+            write_region(self._data, Region(offset, chunk.nbytes), chunk)
             offset += chunk.nbytes
         if offset != end:
             raise ValueError(f"{task.name!r}: {offset - region.offset} bytes for a region of {region.length}")
         return Entry(task.name, content.hexdigest(), content.hexdigest(), {})
 
-    def _compute(self, task: Compute, data: int, factors: int) -> Entry:
+    def _compute(self, task: Compute, evidence: Evidence | None = None, note: str = "") -> Computed:
+        """Quantize a weight, write its parts and record it."""
         source = mapped.tensor_digest(task.source)
-        contents, facts = compute_weight(task.weight, task.parts, task.node)
+        computed = compute_weight(task.weight, task.parts, task.node, evidence)
+        facts = dataclasses.replace(computed.facts, note=computed.facts.note or note)
         output = hashlib.sha256()
-        for part, content in zip(task.parts, contents, strict=True):
+        for part, content in zip(task.parts, computed.contents, strict=True):
             if facts.dropped and part.part in FACTORS:
                 continue
-            descriptor, region = self._place(part, data, factors)
+            descriptor, region = self._place(part)
             write_region(descriptor, region, content)
             output.update(content)
-        return Entry(task.name, source, output.hexdigest(), dataclasses.asdict(facts))
+        self.journal.record(Entry(task.name, source, output.hexdigest(), dataclasses.asdict(facts)))
+        self._tell(task)
+        return computed
 
-    def _place(self, part: PlannedTensor, data: int, factors: int) -> tuple[int, Region]:
+    def _place(self, part: PlannedTensor) -> tuple[int, Region]:
         assert part.name is not None
         if part.part in FACTORS:
-            return factors, self.plan.factors.regions[part.name]
-        return data, self.plan.data.regions[part.name]
+            return self._factors, self.plan.factors.regions[part.name]
+        return self._data, self.plan.data.regions[part.name]
 
-    def _done_before(self, task: Copy | Compute, data: int, factors: int) -> bool:
+    def _read(self, part: PlannedTensor) -> bytes:
+        """The bytes that were written of a part."""
+        descriptor, region = self._place(part)
+        return os.pread(descriptor, region.length, region.offset)
+
+    def _done_before(self, task: Copy | Compute) -> bool:
         """Whether an interrupted run left this task's bytes, whole, and computed from today's input."""
         entry = self.journal.entries.get(task.name)
         if entry is None or entry.source != mapped.tensor_digest(task.source):
             return False
         output = hashlib.sha256()
         if isinstance(task, Copy):
-            _hash_region(output, data, self.plan.data.regions[task.name])
+            _hash_region(output, self._data, self.plan.data.regions[task.name])
         else:
             dropped = bool(entry.facts.get("dropped"))
             for part in task.parts:
                 if not (dropped and part.part in FACTORS):
-                    _hash_region(output, *self._place(part, data, factors))
+                    _hash_region(output, *self._place(part))
         if output.hexdigest() != entry.output:
             return False
         with self._lock:
@@ -146,7 +175,7 @@ def _workers(jobs: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(jobs, initializer=threadpoolctl.threadpool_limits, initargs=(1,))
 
 
-def _result(futures: list[Future[None]]) -> None:
+def finished(futures: list[Future[Any]]) -> None:
     """Wait for all; raise the first failure at once."""
     done, _ = wait(futures, return_when=FIRST_EXCEPTION)
     for future in futures:

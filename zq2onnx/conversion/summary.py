@@ -9,9 +9,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from zq2onnx import opset
 from zq2onnx.conversion.compute import Facts
 from zq2onnx.conversion.placement import Compute, Plan
-from zq2onnx.opset import DOMAIN, FLOAT_ACTIVATIONS
 from zq2onnx.passes.planned import FACTORS, Form, PlannedTensor, QuantizedWeight
 from zq2onnx.passes.select_nodes import Selection
 from zq2onnx.report import Report, Requirements, Status
@@ -23,6 +23,8 @@ RUNTIME_OF_BYTE_GATHER = "1.23"
 """The oldest that knows GatherBlockQuantized's `bits`."""
 RUNTIME_OF_BFLOAT16 = "1.23"
 """The oldest whose MatMulNBits takes bfloat16; 1.20.1 and 1.22.1 fail on it at load."""
+RUNTIME_OF_EIGHT_BITS = "1.22"
+"""The oldest of those tried whose MatMulNBits takes 8 bits; 1.20.1 takes 4 alone."""
 LOAD_BYTES_PER_WEIGHT = {8: 1.2, 4: 0.6, 3: 2.5, 2: 1.4}
 """Peak memory of stock ONNX Runtime's constant folding, measured (benchmarks/bodies.py)."""
 
@@ -33,7 +35,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 def requirements(model: ir.Model) -> Requirements:
     """The least that runs the model, from its opset, operators and types."""
-    opset = model.opset_imports.get("", 0)
+    version = model.opset_imports.get("", 0)
     nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     imports = dict(model.opset_imports)
@@ -42,10 +44,13 @@ def requirements(model: ir.Model) -> Requirements:
             domain: imports.get(domain, version) for domain, version in function.opset_imports.items()
         }
     types = {tensor.dtype for tensor in tensors if tensor is not None}
-    versions = [RUNTIME_BY_OPSET.get(opset, OLDEST_RUNTIME)]
+    versions = [RUNTIME_BY_OPSET.get(version, OLDEST_RUNTIME)]
     if any(node.op_type == "GatherBlockQuantized" and "bits" in node.attributes for node in nodes):
         versions.append(RUNTIME_OF_BYTE_GATHER)
-    if ir.DataType.BFLOAT16 in types and any(node.domain == DOMAIN for node in nodes):
+    operators = [opset.OPERATORS.get(node.op_type) for node in nodes if node.domain == opset.DOMAIN]
+    if any(operator is not None and operator.whole_bytes for operator in operators):
+        versions.append(RUNTIME_OF_EIGHT_BITS)
+    if ir.DataType.BFLOAT16 in types and any(node.domain == opset.DOMAIN for node in nodes):
         versions.append(RUNTIME_OF_BFLOAT16)
     providers = ["CUDAExecutionProvider"]
     if ir.DataType.BFLOAT16 not in types:
@@ -56,7 +61,7 @@ def requirements(model: ir.Model) -> Requirements:
         opset=imports,
         ir_version=model.ir_version,
         providers=providers,
-        session_config=dict(FLOAT_ACTIVATIONS) if qdq else {},
+        session_config=dict(opset.FLOAT_ACTIVATIONS) if qdq else {},
     )
 
 
@@ -68,9 +73,12 @@ def fill_nodes(report: Report, selection: Selection, facts: Mapping[QuantizedWei
             continue
         known = facts[weight]
         node.rank = 0 if known.dropped else weight.rank
-        node.reason = known.dropped and f"low-rank branch dropped: {known.dropped}"
+        dropped = known.dropped and f"low-rank branch dropped: {known.dropped}"
+        node.reason = "; ".join(text for text in (known.note, dropped) if text)
         node.weight_error = known.weight_error
         node.weight_error_without_lorc = known.weight_error_without_lorc
+        node.output_error = known.output_error
+        node.output_error_without_lorc = known.output_error_without_lorc
 
 
 def fill_sizes(report: Report, plan: Plan, facts: Mapping[QuantizedWeight, Facts]) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from zq2onnx.errors import UserError
 from zq2onnx.evaluation.float32_copy import float32_copy
-from zq2onnx.evaluation.matching import check_tokenizer, check_vocabulary
 from zq2onnx.evaluation.metrics import Score, score_reference, score_window
 from zq2onnx.evaluation.session import LanguageModel
 from zq2onnx.evaluation.subject import Subject, examine
-from zq2onnx.evaluation.text import Windows, cut_windows, load_tokenizer
+from zq2onnx.language import check_tokenizer, check_vocabulary
 from zq2onnx.runtime.providers import require_onnxruntime
+from zq2onnx.text import Windows, cut_windows, load_tokenizer
 
 LONGEST_DEFAULT = 2048
 """No default length exceeds this: published perplexities are those of windows of 2048 tokens."""
@@ -177,10 +177,10 @@ def plan_evaluation(
     length = _choose_length(subjects, length)
     encode = load_tokenizer(tokenizer)
     for subject in subjects:
-        check_tokenizer(subject, tokenizer)
+        check_tokenizer(subject.path, tokenizer)
     cut = tuple(cut_windows(text, encode, length, windows) for text in files)
     for subject in subjects:
-        check_vocabulary(subject, cut, tokenizer)
+        check_vocabulary(subject.path, subject.vocabulary, cut, tokenizer)
     return Plan(subjects, cut, length)
 
 

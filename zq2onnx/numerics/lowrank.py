@@ -69,9 +69,9 @@ def low_rank(
     energy = frobenius_energy(error) if energy is None else energy
     unit = min(max(math.sqrt(energy / error.size), UNITS[0]), UNITS[1])
     left, right = leading_subspace(error, min(rank, *error.shape), seed, unit)
-    left, right = _balance(np.asarray(left), np.asarray(right))
-    u, u_scales = _store(right, factor_type, dtype)
-    v, v_scales = _store(left, factor_type, dtype)
+    left, right = balance_factors(np.asarray(left), np.asarray(right))
+    u, u_scales = store_factor(right, factor_type, dtype)
+    v, v_scales = store_factor(left, factor_type, dtype)
     return Factors(u, np.ascontiguousarray(v.T), u_scales, np.ascontiguousarray(v_scales.T))
 
 
@@ -91,7 +91,7 @@ def residual_energy(error: Float32Array, factors: Factors, energy: float | None 
     return max(0.0, energy - 2.0 * cross + product)
 
 
-def _balance(left: Float32Array, right: Float32Array) -> tuple[Float32Array, Float32Array]:
+def balance_factors(left: Float32Array, right: Float32Array) -> tuple[Float32Array, Float32Array]:
     """Give both factors' columns the norm `S^½`; a component without energy becomes zero in both."""
     left_norm = np.linalg.norm(left.astype(np.float64), axis=0)
     right_norm = np.linalg.norm(right.astype(np.float64), axis=0)
@@ -101,7 +101,7 @@ def _balance(left: Float32Array, right: Float32Array) -> tuple[Float32Array, Flo
     return (left * ratio).astype(np.float32), (right * inverse).astype(np.float32)
 
 
-def _store(
+def store_factor(
     factor: Float32Array, factor_type: FactorType, dtype: npt.DTypeLike
 ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
     """A factor `[n, R]` as it is stored, and its scales `[1, R]`."""

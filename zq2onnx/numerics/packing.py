@@ -33,7 +33,9 @@ def pack_codes(codes: UInt8Array, layout: PackedLayout) -> UInt8Array:
     for first in range(0, layout.n, rows):
         piece = codes[first : first + rows]
         target = packed[: layout.n][first : first + rows]
-        if layout.bits == 8:
+        if layout.whole_bytes:
+            target[...] = np.pad(piece, ((0, 0), (0, width - layout.k))).reshape(target.shape)
+        elif layout.bits == 8:
             target[...] = _nibbles(piece & np.uint8(15), width).reshape(target.shape)
             high = packed[layout.n :][first : first + rows]
             high[...] = _nibbles(piece >> np.uint8(4), width).reshape(target.shape)
@@ -45,7 +47,9 @@ def pack_codes(codes: UInt8Array, layout: PackedLayout) -> UInt8Array:
 
 def unpack_codes(packed: UInt8Array, layout: PackedLayout) -> UInt8Array:
     """Codes `[N, K]` of a packed weight: the inverse of `pack_codes`."""
-    if layout.bits == 8:
+    if layout.whole_bytes:
+        codes = packed
+    elif layout.bits == 8:
         low, high = np.split(packed, 2)
         codes = _split_nibbles(low) | _split_nibbles(high) << np.uint8(4)
     else:
@@ -57,8 +61,10 @@ def pack_zero_points(zero_points: UInt8Array, layout: PackedLayout) -> UInt8Arra
     """Pack zero points `[N, G]` as the operator reads them, `layout.zero_points_shape`.
 
     Two groups share a byte, low nibble first; where the operator repeats a group over several blocks,
-    a byte holds the group's nibble twice. 8 bits: N rows of low nibbles, then N of high.
+    a byte holds the group's nibble twice. 8 bits: N rows of low nibbles, then N of high, or whole bytes.
     """
+    if layout.whole_bytes:
+        return zero_points
     if layout.bits == 8:
         halves = zero_points & np.uint8(15), zero_points >> np.uint8(4)
         return np.concatenate([_zero_point_bytes(half, layout) for half in halves])
@@ -67,6 +73,8 @@ def pack_zero_points(zero_points: UInt8Array, layout: PackedLayout) -> UInt8Arra
 
 def unpack_zero_points(packed: UInt8Array, layout: PackedLayout) -> UInt8Array:
     """Zero points `[N, G]`: the inverse of `pack_zero_points`."""
+    if layout.whole_bytes:
+        return packed
     if layout.bits == 8:
         low, high = (_zero_point_nibbles(half, layout) for half in np.split(packed, 2))
         return low | high << np.uint8(4)

@@ -17,12 +17,14 @@ import onnx
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from zq2onnx.errors import CheckFailed
-from zq2onnx.opset import DOMAIN, GROUP_KEY
+from zq2onnx.opset import DOMAIN, GROUP_KEY, OPERATORS, Operator
 from zq2onnx.verify.walk import subgraphs
 
 _EMBEDDINGS = {"Gather", "GatherBlockQuantized"}
 _QUANTIZED = _EMBEDDINGS | {"DequantizeLinear"}
-_READERS = {"MatMul", "Transpose"}
+_READERS = {"MatMul", "Transpose", "QuantizeLinear", "Abs", "Cast", "Pad", "Shape"}
+"""The first that a group does with its activation."""
+
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 
@@ -65,13 +67,36 @@ class Group:
 
     @property
     def element_type(self) -> int:
-        """`TensorProto` type of the float constants, and so of the activations."""
-        return next(tensor.data_type for tensor in self.constants.values() if tensor.data_type in _FLOATS)
+        """`TensorProto` type of the activations."""
+        return _element_type(self.constants)
 
     @property
     def is_portable(self) -> bool:
         """Whether it is a node of our domain."""
         return any(node.domain == DOMAIN for node in self.nodes)
+
+    @property
+    def operator(self) -> Operator | None:
+        """Which of our domain it is; None of standard nodes, or of one we do not know."""
+        return next((OPERATORS.get(node.op_type) for node in self.nodes if node.domain == DOMAIN), None)
+
+    @property
+    def may_multiply_int8(self) -> bool:
+        """Whether ONNX Runtime may multiply int8 activations for it.
+
+        An operator whose tokens have a scale each rounds them itself, and then multiplies floats; standard
+        nodes that round their activation may run as any product that computes the same.
+        """
+        operator = self.operator
+        if operator is not None:
+            return operator.int8_product
+        return any(node.op_type == "QuantizeLinear" for node in self.nodes)
+
+    @property
+    def activation_scale(self) -> str | None:
+        """Name of the constant scale of its int8 activations."""
+        scales = (node.input[1] for node in self.nodes if node.op_type == "QuantizeLinear")
+        return next((name for name in scales if name in self.constants), None)
 
     @property
     def is_embedding(self) -> bool:
@@ -117,7 +142,8 @@ def _graph_groups(graph: onnx.GraphProto, outer: ChainMap[str, TensorProto]) -> 
 
 def _group(name: str, nodes: list[onnx.NodeProto], constants: Mapping[str, TensorProto]) -> Group:
     made = {value for node in nodes for value in node.output}
-    activation = next(filter(None, (_activation(node, made) for node in nodes)), None)
+    own_values = made.union(constants)
+    activation = next(filter(None, (_activation(node, own_values) for node in nodes)), None)
     known = {activation, ""}
     kept = []
     for node in nodes:
@@ -134,12 +160,18 @@ def _group(name: str, nodes: list[onnx.NodeProto], constants: Mapping[str, Tenso
     return Group(name, tuple(kept), own, activation, outputs[0], len(kept) < len(nodes))
 
 
-def _activation(node: onnx.NodeProto, made: set[str]) -> str | None:
-    """The value from outside the group that a node multiplies or looks up."""
+def _activation(node: onnx.NodeProto, own: set[str]) -> str | None:
+    """The value that a node multiplies, rounds or looks up and that is not among the group's own."""
     if node.op_type in _EMBEDDINGS:
         return node.input[1]
     is_reader = node.domain == DOMAIN or node.op_type in _READERS
-    return node.input[0] if is_reader and node.input[0] not in made else None
+    return node.input[0] if is_reader and node.input[0] not in own else None
+
+
+def _element_type(constants: Mapping[str, TensorProto]) -> int:
+    """The one float type, or the narrower of two: activations are rounded in float32."""
+    types = {tensor.data_type for tensor in constants.values() if tensor.data_type in _FLOATS}
+    return next(iter(types - {TensorProto.FLOAT}), TensorProto.FLOAT)
 
 
 def load_constants(group: Group, folder: Path, *, widen_bfloat16: bool) -> dict[str, TensorProto]:
@@ -174,7 +206,7 @@ def group_model(
         model: the whole model, for its opsets and functions.
         activation: what it will be fed, for the type and rank of the input.
     """
-    element = next(tensor.data_type for tensor in constants.values() if tensor.data_type in _FLOATS)
+    element = _element_type(constants)
     nodes = [_with_element_type(node, element) for node in group.nodes]
     graph = helper.make_graph(
         nodes,

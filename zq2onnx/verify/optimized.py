@@ -46,11 +46,12 @@ class Violation(enum.Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One violation: which, and at which node of the optimized graph."""
+    """One violation: which, and at which node of the optimized graph, which reads what."""
 
     violation: Violation
     node: str
     operator: str
+    inputs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.operator} node {self.node!r} {self.violation.value}"
@@ -124,7 +125,7 @@ def _graph_findings(graph: onnx.GraphProto, outer: ChainMap[str, None]) -> Itera
             constant.update(dict.fromkeys(node.output))
         violation = _violation(node, of_constants)
         if violation is not None:
-            yield Finding(violation, node.name, node.op_type)
+            yield Finding(violation, node.name, node.op_type, tuple(node.input))
         for subgraph in subgraphs(node):
             yield from _graph_findings(subgraph, constant)
 

@@ -6,7 +6,9 @@ a slice at a time, so that the memory needed stays near that of the float32 weig
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,43 +25,74 @@ Array = NDArray[Any]
 
 _SLICE_WEIGHTS = 1 << 22
 _ROWS = 3
+_TYPICAL_CODE = 40.0
 _RESULTS = 64
 """A single result may cancel out; the greatest of this many does not."""
 
 
-def random_activation(group: Group, rng: np.random.Generator) -> Array:
+@dataclass(frozen=True)
+class Expected:
+    """What a group must answer.
+
+    Attributes:
+        values: float64.
+        slack: how far off each may be by activations that lie between two int8 steps, as
+            `reference.matmul_with_slack` says.
+    """
+
+    values: Array
+    slack: Array
+
+
+def random_activation(
+    group: Group, rng: np.random.Generator, constants: Mapping[str, TensorProto] | None = None
+) -> Array:
     """Something to feed a group: random rows in its float type, or ids of its table.
 
-    bfloat16 groups get float32, which is what they are checked in.
+    bfloat16 groups get float32, which is what they are checked in. Activations of one scale for good are of
+    the size that this scale is for: all others would be the same to it.
     """
     if group.is_embedding:
         return rng.integers(0, group.weight_shape[0], (1, 8), np.int64)
     dtype = np.float16 if group.element_type == TensorProto.FLOAT16 else np.float32
     k, n = group.weight_shape
     rows = rng.standard_normal((max(_ROWS, -(-_RESULTS // n)), k)).astype(dtype)
+    if constants is not None and group.activation_scale is not None:
+        scale = float(numpy_helper.to_array(constants[group.activation_scale]).astype(np.float64))
+        rows = (rows.astype(np.float64) * scale * _TYPICAL_CODE).astype(dtype)
     transposed = any(node.op_type == "Transpose" and group.activation in node.input for node in group.nodes)
     return np.ascontiguousarray(rows.T) if transposed else rows
 
 
-def expected_output(group: Group, constants: Mapping[str, TensorProto], activation: Array) -> Array:
-    """What the group must answer, in float64.
+def expected_output(
+    group: Group, constants: Mapping[str, TensorProto], activation: Array, *, rounded: bool = True
+) -> Expected:
+    """What the group must answer.
+
+    Args:
+        rounded: whether an operator of our domain rounds its activations as it says.
 
     Raises:
         CheckFailed: the group holds an operator that no pass writes.
     """
     arrays = {name: numpy_helper.to_array(tensor) for name, tensor in constants.items()}
     arrays[group.activation] = activation
+    slacks: dict[str, Array] = {}
     for node in group.nodes:
         inputs = [arrays.get(name) for name in node.input]
         attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
         if node.domain == DOMAIN:
-            result = _operator(node, inputs, attributes)
+            result, slacks[node.output[0]] = _operator(node, inputs, attributes, rounded)
         elif node.op_type in _STANDARD:
             result = _STANDARD[node.op_type](inputs, attributes)
+            slack = _slack(node.op_type, inputs, attributes, [slacks.get(name) for name in node.input])
+            if slack is not None:
+                slacks[node.output[0]] = slack
         else:
             raise CheckFailed(f"node {group.name!r}: unexpected operator {node.op_type} in its group")
         arrays[node.output[0]] = result
-    return arrays[group.output].astype(np.float64)
+    values = arrays[group.output].astype(np.float64)
+    return Expected(values, slacks.get(group.output, np.zeros(())) + np.zeros_like(values))
 
 
 def _slices(k: int, n: int) -> Iterator[slice]:
@@ -67,7 +100,9 @@ def _slices(k: int, n: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, n, step))
 
 
-def _operator(node: onnx.NodeProto, inputs: list[Any], attributes: Mapping[str, Any]) -> Array:
+def _operator(
+    node: onnx.NodeProto, inputs: list[Any], attributes: Mapping[str, Any], rounded: bool
+) -> tuple[Array, Array]:
     operator = OPERATORS[node.op_type]
     named = {name: value for name, value in zip(operator.inputs, inputs, strict=False) if value is not None}
     own = {name: attributes[name] for name in operator.attributes}
@@ -78,33 +113,67 @@ def _operator(node: onnx.NodeProto, inputs: list[Any], attributes: Mapping[str, 
         part |= {name: named[name][:, rows] for name in ("V",) if name in named}
         sizes = {"N": len(part["scales"]), "stored_rows": len(part["B"])}
         mine = own | {name: size for name, size in sizes.items() if name in own}
-        parts.append(reference.matmul(operator, mine, part))
-    return np.concatenate(parts, axis=-1)
+        parts.append(reference.matmul_with_slack(operator, mine, part, rounded=rounded))
+    values, slacks = zip(*parts, strict=True)
+    return np.concatenate(values, axis=-1), np.concatenate(slacks, axis=-1)
 
 
 def _rows(values: Array, operator: Operator, rows: slice) -> Array:
-    """Some rows; with 8 bits of both half bytes."""
-    if operator.bits != 8:
+    """Some rows; of both half bytes where there are."""
+    if not operator.half_bytes:
         return values[rows]
     low, high = np.split(values, 2)
     return np.concatenate([low[rows], high[rows]])
 
 
+def _each(values: Array, codes: Array, attributes: Mapping[str, Any]) -> Array:
+    """Scales or zero points, float32, in a shape that fits the codes they are for."""
+    axis, block = attributes.get("axis", 1) % max(codes.ndim, 1), attributes.get("block_size", 0)
+    if values.ndim == 0:
+        return values.astype(np.float32)
+    if block:
+        wide = np.repeat(values, block, axis).take(range(codes.shape[axis]), axis)
+    else:
+        wide = values.reshape([-1 if at == axis else 1 for at in range(codes.ndim)])
+    return wide.astype(np.float32)
+
+
 def _dequantize(inputs: list[Any], attributes: Mapping[str, Any]) -> Array:
     codes, scales, zeros = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
-    axis, block = attributes.get("axis", 1) % max(codes.ndim, 1), attributes.get("block_size", 0)
-
-    def each(values: Array) -> Array:
-        if values.ndim == 0:
-            return values.astype(np.float32)
-        if block:
-            wide = np.repeat(values, block, axis).take(range(codes.shape[axis]), axis)
-        else:
-            wide = values.reshape([-1 if at == axis else 1 for at in range(codes.ndim)])
-        return wide.astype(np.float32)
-
     numbers = codes.astype(np.float32)
-    return (numbers if zeros is None else numbers - each(zeros)) * each(scales)
+    differences = numbers if zeros is None else numbers - _each(zeros, codes, attributes)
+    return differences * _each(scales, codes, attributes)
+
+
+def _quotients(inputs: list[Any], attributes: Mapping[str, Any]) -> Array:
+    return inputs[0].astype(np.float64) / _each(inputs[1], inputs[0], attributes).astype(np.float64)
+
+
+def _quantize(inputs: list[Any], attributes: Mapping[str, Any]) -> Array:
+    """int8 without a zero point, as the passes write it."""
+    return np.clip(np.rint(_quotients(inputs, attributes)), -128, 127).astype(np.int8)
+
+
+def _slack(
+    op_type: str, inputs: list[Any], attributes: Mapping[str, Any], slacks: list[Array | None]
+) -> Array | None:
+    """What is undecided of a result: codes near the middle of two steps, and what is made of them."""
+    if op_type == "QuantizeLinear":
+        quotients = _quotients(inputs, attributes)
+        middle = np.abs(np.abs(quotients - np.trunc(quotients)) - 0.5) < reference.NEAR_TIE
+        return np.where(middle & (np.abs(quotients) < 128), 1.0, 0.0)
+    undecided = next((slack for slack in slacks if slack is not None), None)
+    if undecided is None:
+        return None
+    match op_type:
+        case "DequantizeLinear":
+            return undecided * _each(inputs[1], inputs[0], attributes)
+        case "MatMul":
+            return _product([undecided, np.abs(inputs[1])], attributes)
+        case "Cast" | "Max" | "Add":
+            return undecided
+        case _:
+            raise CheckFailed(f"unexpected operator {op_type} after the rounding of activations")
 
 
 def _gather_block_quantized(inputs: list[Any], attributes: Mapping[str, Any]) -> Array:
@@ -122,6 +191,12 @@ def _product(inputs: list[Any], attributes: Mapping[str, Any]) -> Array:
     return np.concatenate(parts, axis=-1)
 
 
+def _pad(inputs: list[Any], _: Mapping[str, Any]) -> Array:
+    """Zeros at the ends of the last axis."""
+    before, after = (int(count) for count in inputs[1])
+    return np.pad(inputs[0], [(0, 0)] * (inputs[0].ndim - 1) + [(before, after)])
+
+
 _STANDARD: dict[str, Callable[[list[Any], Mapping[str, Any]], Array]] = {
     "DequantizeLinear": _dequantize,
     "Gather": lambda inputs, attributes: inputs[0].take(inputs[1], attributes.get("axis", 0)),
@@ -131,6 +206,15 @@ _STANDARD: dict[str, Callable[[list[Any], Mapping[str, Any]], Array]] = {
     "Mul": lambda inputs, _: inputs[0].astype(np.float64) * inputs[1].astype(np.float64),
     "Transpose": lambda inputs, attributes: inputs[0].transpose(attributes["perm"]),
     "Add": lambda inputs, _: inputs[0].astype(np.float64) + inputs[1].astype(np.float64),
+    # the rounding of activations
+    "QuantizeLinear": _quantize,
+    "Abs": lambda inputs, _: np.abs(inputs[0]),
+    "ReduceMax": lambda inputs, attributes: inputs[0].max(-1, keepdims=bool(attributes["keepdims"])),
+    "Div": lambda inputs, _: inputs[0].astype(np.float64) / inputs[1].astype(np.float64),
+    "Max": lambda inputs, _: functools.reduce(np.maximum, inputs),
+    "Pad": _pad,
+    "Shape": lambda inputs, attributes: np.array(inputs[0].shape[: attributes["end"]]),
+    "Reshape": lambda inputs, _: inputs[0].reshape(inputs[1]),
     # two 4-bit codes of a table in a byte
     "BitwiseAnd": lambda inputs, _: inputs[0] & inputs[1],
     "BitShift": lambda inputs, _: inputs[0] >> inputs[1],

@@ -1,4 +1,4 @@
-"""Turns text files into the windows of tokens that a model is scored on."""
+"""Turns text files into the windows of tokens that a model is calibrated or scored on."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def load_tokenizer(path: Path) -> Encode:
     return encode
 
 
-def cut_windows(text: Path, encode: Encode, length: int, windows: int | None = None) -> Windows:
+def cut_windows(
+    text: Path, encode: Encode, length: int, windows: int | None = None, *, option: str = "--length"
+) -> Windows:
     """Encode a text and cut it into windows of `length` tokens, one after the other.
 
     Args:
@@ -87,26 +89,43 @@ def cut_windows(text: Path, encode: Encode, length: int, windows: int | None = N
         encode: what `load_tokenizer` returned.
         length: tokens in a window; the tail of the text that fills none is dropped.
         windows: take only this many from the start; None for all.
+        option: what the user sets the length with.
 
     Raises:
         UserError: the file is missing or is not UTF-8, or holds less than one window.
     """
-    ids = np.asarray(encode(_read_text(text)), dtype=np.int64)
+    return cut_ids(text, encode(read_text(text)), length, windows, option=option)
+
+
+def cut_ids(
+    text: Path, ids: list[int], length: int, windows: int | None = None, *, option: str = "--length"
+) -> Windows:
+    """Cut the tokens `ids` of a text as `cut_windows` does.
+
+    Raises:
+        UserError: they fill less than one window.
+    """
     count = len(ids) // length
     if count == 0:
         raise UserError(
             f"{text}: {len(ids)} tokens",
             f"at least one window of {length} tokens",
-            f"give a longer text, or --length of at most {len(ids)}"
+            f"give a longer text, or {option} of at most {len(ids)}"
             if len(ids) > 1
             else "give a longer text",
         )
     if windows is not None:
         count = min(count, windows)
-    return Windows(text, ids[: count * length].reshape(count, length), int(ids.max()))
+    tokens = np.asarray(ids, dtype=np.int64)
+    return Windows(text, tokens[: count * length].reshape(count, length), int(tokens.max()))
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The whole of a UTF-8 file.
+
+    Raises:
+        UserError: it is missing, no file, or not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

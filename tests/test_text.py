@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, processors
 
 from tests.evaluation.language import write_text, write_tokenizer
 from zq2onnx.errors import UserError
-from zq2onnx.evaluation.text import cut_windows, load_tokenizer
+from zq2onnx.text import cut_windows, load_tokenizer
 
 
 @pytest.fixture

@@ -1,0 +1,243 @@
+"""Quantize a model's weights block by block, each by what calibration shows of its layer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+import threadpoolctl
+
+from zq2onnx.calibration.samples import Samples
+from zq2onnx.calibration.walk import Step, Walk
+from zq2onnx.conversion.compute import Facts, float_matrix
+from zq2onnx.conversion.loading import Source
+from zq2onnx.conversion.options import CalibrationInputs, CalibrationOptions
+from zq2onnx.conversion.placement import Compute, Plan
+from zq2onnx.conversion.reread import reread
+from zq2onnx.conversion.stream import Progress, Writer, Written, finished
+from zq2onnx.numerics.calibrated import Evidence
+from zq2onnx.numerics.grid import Float32Array, Quantized
+from zq2onnx.numerics.moments import Moments
+from zq2onnx.numerics.smooth import smoothing_scales
+from zq2onnx.passes.find_smoothable import Site
+from zq2onnx.passes.partition import blocks
+from zq2onnx.passes.planned import QuantizedWeight
+from zq2onnx.scheme import Method, Objective
+from zq2onnx.storage.journal import Journal
+from zq2onnx.storage.output import OutputFiles
+
+if TYPE_CHECKING:
+    from zq2onnx.calibration.torch_gradients import OutputMoments
+
+BlockProgress = Callable[[int, int], None]
+"""Called with the number of blocks done and of all."""
+
+UNREACHED = "rounded to nearest: calibration does not reach it"
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What a calibrated conversion works with.
+
+    Attributes:
+        model: the float graph, a copy of its own. It is widened to float32 in place.
+        source: where it comes from.
+        samples: what it is run on.
+        options: how.
+        weights: by the name of every node that is rewritten.
+        sites: where activation outliers can be moved into the weights, and are to be.
+        progress: told of blocks.
+    """
+
+    model: ir.Model
+    source: Source
+    samples: Samples
+    options: CalibrationOptions
+    weights: Mapping[str, QuantizedWeight]
+    sites: Sequence[Site]
+    progress: BlockProgress
+
+
+class CalibratedWriter(Writer):
+    """A `Writer` that walks the float model, and quantizes each weight by what reaches its layer."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        files: OutputFiles,
+        journal: Journal,
+        progress: Progress,
+        calibration: Calibration,
+    ) -> None:
+        super().__init__(plan, files, journal, progress)
+        self.calibration = calibration
+        self.site_of = {name: site for site in calibration.sites for name in site.linears}
+        self.smoothing: dict[str, Float32Array] = {}
+        self.tasks = {task.weight: task for task in plan.tasks if isinstance(task, Compute)}
+        self.done: set[QuantizedWeight] = set()
+        self.gradients: OutputMoments | None = None
+        self.warnings: list[str] = []
+
+    def run(self, jobs: int) -> Written:
+        """Do every task that the journal does not hold; stops at the first error or Ctrl-C."""
+        written = super().run(jobs)
+        return Written(
+            written.facts,
+            written.sources,
+            written.reused,
+            self.smoothing,
+            (*self.warnings, *written.warnings),
+        )
+
+    def _work(self, pool: ThreadPoolExecutor) -> None:
+        walked = {weight for weight in self.calibration.weights.values() if not weight.table}
+        self.done = {weight for weight in walked if self._done_before(self.tasks[weight])}
+        for weight in self.done:
+            self._tell(self.tasks[weight])
+        self._do_all(pool, [task for task in self.plan.tasks if getattr(task, "weight", None) not in walked])
+        if walked - self.done or self.site_of:
+            with contextlib.ExitStack() as stack:
+                self._open_gradients(stack, walked - self.done)
+                self._walk(pool, stack)
+        left = [self.tasks[weight] for weight in self.tasks if weight in walked - self.done]
+        for task in left:
+            self._compute(task, note=UNREACHED)
+
+    def _open_gradients(self, stack: contextlib.ExitStack, left: Collection[QuantizedWeight]) -> None:
+        """Gather the gradients at the outputs of the layers that ask for them."""
+        asking = [
+            name
+            for name, weight in self.calibration.weights.items()
+            if weight in left and weight.scheme.objective is Objective.MODEL and not weight.table
+        ]
+        if not asking:
+            return
+        from zq2onnx.calibration.torch_gradients import output_moments  # needs torch
+
+        given = self.calibration
+        moments = output_moments(given.model, given.source.path, given.samples, asking)
+        self.gradients = stack.enter_context(moments)
+        self.warnings += moments.notes
+
+    def _walk(self, pool: ThreadPoolExecutor, stack: contextlib.ExitStack) -> None:
+        given = self.calibration
+        by_block = any(weight.scheme.method is Method.ZQ_GLOBAL for weight in given.weights.values())
+        quantized_inputs = given.options.inputs is CalibrationInputs.QUANTIZED
+        walk = Walk(
+            given.model,
+            given.source.path,
+            given.samples,
+            quantized_inputs=quantized_inputs,
+            keep_teacher=by_block,
+        )
+        stack.enter_context(walk)
+        groups = blocks(walk.pieces)
+        block_of = {id(piece): index for index, group in enumerate(groups) for piece in group}
+        chosen: dict[str, Quantized] = {}
+        last = self._last_step(walk)
+        for step in walk.steps():
+            group = groups[block_of[id(step.piece)]]
+            given.progress(block_of[id(step.piece)], len(groups))
+            if by_block and step.piece is group[0]:
+                from zq2onnx.conversion.global_block import choose_block  # needs torch
+
+                chosen = choose_block(step, group, self._global_linears(group))
+            effective = self._step(pool, step, chosen)
+            step.advance(effective if quantized_inputs and step.index < last else {})
+            if step.index == last:
+                break
+        given.progress(len(groups), len(groups))
+        if walk.obstacle:
+            self.warnings.append(f"not calibrated from there on: {walk.obstacle}")
+
+    def _last_step(self, walk: Walk) -> int:
+        """The last piece that holds a node that is rewritten."""
+        walked = {name for name, weight in self.calibration.weights.items() if not weight.table}
+        holding = [
+            index
+            for index, piece in enumerate(walk.pieces)
+            if any(node.name in walked for node in piece.nodes)
+        ]
+        return max(holding, default=-1)
+
+    def _global_linears(self, group: Collection[object]) -> dict[str, QuantizedWeight]:
+        """The layers of a block whose codes are chosen together."""
+        nodes = [node.name or "" for piece in group for node in piece.nodes]  # type: ignore[attr-defined]
+        weights = self.calibration.weights
+        return {
+            name: weights[name]
+            for name in nodes
+            if name in weights
+            and weights[name].scheme.method is Method.ZQ_GLOBAL
+            and weights[name] not in self.done
+        }
+
+    def _step(
+        self, pool: ThreadPoolExecutor, step: Step, chosen: Mapping[str, Quantized]
+    ) -> dict[str, Float32Array]:
+        """Quantize the layers of a piece; the weight that each multiplies with from now on."""
+        weights = self.calibration.weights
+        names = [name for name in step.linears() if name in weights]
+        fresh = dict.fromkeys(weights[name] for name in names if weights[name] not in self.done)
+        asked = [name for name in names if weights[name] in fresh or name in self.site_of]
+        moments = step.observe(asked) if asked else {}
+        self._smooth(moments)
+        first = {weights[name]: name for name in reversed(names)}
+        with threadpoolctl.threadpool_limits(1):
+            futures = {
+                weight: pool.submit(self._quantize, weight, self._evidence(first[weight], moments, chosen))
+                for weight in fresh
+            }
+            finished(list(futures.values()))
+        self.done.update(fresh)
+        effective = {weight: future.result() for weight, future in futures.items()}
+        for name in names:
+            if weights[name] not in effective:
+                effective[weights[name]] = self._reread(weights[name])
+        return {name: self._unsmoothed(name, effective[weights[name]]) for name in names}
+
+    def _quantize(self, weight: QuantizedWeight, evidence: Evidence) -> Float32Array:
+        computed = self._compute(self.tasks[weight], evidence)
+        return computed.numbers.effective(weight.scheme.granularity)
+
+    def _reread(self, weight: QuantizedWeight) -> Float32Array:
+        """What an earlier piece or an earlier run wrote."""
+        task = self.tasks[weight]
+        facts = Facts(**self.journal.entries[task.name].facts)
+        return reread(task.parts, self._read, branch=not facts.dropped)
+
+    def _evidence(
+        self, name: str, moments: Mapping[str, Moments], chosen: Mapping[str, Quantized]
+    ) -> Evidence:
+        site = self.site_of.get(name)
+        return Evidence(
+            moments[name],
+            None if self.gradients is None else self.gradients.load(name),
+            None if site is None else self.smoothing.get(site.norm),
+            chosen.get(name),
+        )
+
+    def _smooth(self, moments: Mapping[str, Moments]) -> None:
+        """Choose what the input of each site in a piece is divided by."""
+        for site in self.calibration.sites:
+            if site.norm not in self.smoothing and site.linears[0] in moments:
+                peaks = [_peak(self.calibration.weights[name]) for name in site.linears]
+                scales = smoothing_scales(moments[site.linears[0]].peak, np.max(peaks, axis=0))
+                self.smoothing[site.norm] = site.fit(scales)
+
+    def _unsmoothed(self, name: str, weight: Float32Array) -> Float32Array:
+        """The same for an input that was not divided: what the float graph has."""
+        site = self.site_of.get(name)
+        scales = None if site is None else self.smoothing.get(site.norm)
+        return weight if scales is None else weight / scales
+
+
+def _peak(weight: QuantizedWeight) -> Float32Array:
+    """Greatest `|W|` of each input channel, `[K]`."""
+    matrix = float_matrix(weight)
+    return np.abs(np.asarray(matrix, np.float32)).max(axis=0)
