@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -33,7 +35,9 @@ class WidenToFloat32Pass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
         for value in _values(model):
-            modified |= self._widen_type(value.type)
+            if self._is_half(value.type):
+                value.type = _widened_type(value.type)
+                modified = True
         for node in _nodes(model):
             for attribute in list(node.attributes.values()):
                 if not attribute.is_ref():
@@ -44,18 +48,16 @@ class WidenToFloat32Pass(ir.passes.InPlacePass):
                 modified = True
         return ir.passes.PassResult(model, modified)
 
-    def _widen_type(self, type_: ir.TypeProtocol | None) -> bool:
-        """Widen a type in place: a tensor's, or that of a sequence's or an optional's elements."""
-        if type_ is None or type_.dtype not in self.types:
-            return False
-        type_.dtype = ir.DataType.FLOAT
-        return True
+    def _is_half(self, type_: ir.TypeProtocol | None) -> TypeGuard[ir.TypeProtocol]:
+        return type_ is not None and type_.dtype in self.types
 
     def _widen_attribute(self, node: ir.Node, attribute: ir.Attr) -> bool:
         """Widen a tensor, a type or the name of a type; whether there was anything to widen."""
         name, kind = attribute.name, attribute.type
-        if kind is ir.AttributeType.TYPE_PROTO:
-            return self._widen_type(attribute.value.type)
+        if kind is ir.AttributeType.TYPE_PROTO and self._is_half(attribute.value.type):
+            known = ir.TypeAndShape(_widened_type(attribute.value.type), attribute.value.shape)
+            node.attributes[name] = ir.AttrTypeProto(name, known)
+            return True
         if kind is ir.AttributeType.INT and name in TYPE_ATTRIBUTES and attribute.value in self.types:
             node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT.value)
             return True
@@ -80,6 +82,16 @@ def read_anew(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
         name=tensor.name,
         base_dir=tensor.base_dir,
     )
+
+
+def _widened_type(type_: ir.TypeProtocol) -> ir.TypeProtocol:
+    """Another type object, of float32: a tensor's, or that of a sequence's or an optional's elements.
+
+    A model and its clone share their type objects, so none is changed in place.
+    """
+    other = copy.deepcopy(type_)
+    other.dtype = ir.DataType.FLOAT
+    return other
 
 
 def _widened(tensor: ir.TensorProtocol) -> ir.LazyTensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 
 from zq2onnx.errors import UserError
@@ -29,6 +30,11 @@ def require_onnxruntime() -> ModuleType:
             "onnxruntime is installed in part (onnxruntime and onnxruntime-gpu overwrite each other)"
         )
     return onnxruntime
+
+
+def usable_cores() -> int:
+    """The cores this process may use, on which ONNX Runtime's threads run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _missing(found: str) -> UserError:

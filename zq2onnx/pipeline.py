@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,21 +11,20 @@ from pathlib import Path
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from zq2onnx.calibration.samples import Samples, load_samples
-from zq2onnx.conversion.calibrated import BlockProgress, CalibratedWriter, Calibration
+from zq2onnx.calibration.samples import Samples
+from zq2onnx.conversion.calibrated import CalibratedWriter
+from zq2onnx.conversion.calibration import BlockProgress, read_samples, set_up
 from zq2onnx.conversion.dumps import Dumps
 from zq2onnx.conversion.finish import copy_unchanged, finish, least_ir_version, stale_data
 from zq2onnx.conversion.identity import journal_header, stamp
 from zq2onnx.conversion.loading import Source, load, naming
-from zq2onnx.conversion.options import Choices, Options, Smooth, resolve
+from zq2onnx.conversion.options import Choices, Options, resolve
 from zq2onnx.conversion.placement import plan_output
 from zq2onnx.conversion.stream import Progress, Writer
-from zq2onnx.conversion.summary import fill_nodes, fill_sizes, peak_rss_bytes, requirements
+from zq2onnx.conversion.summary import fill_nodes, fill_sizes, fill_smoothing, peak_rss_bytes, requirements
 from zq2onnx.errors import CheckFailed, UserError
 from zq2onnx.passes.add_low_rank import AddLowRankPass
-from zq2onnx.passes.candidates import EMBEDDING
 from zq2onnx.passes.drop_low_rank import DropLowRankPass
-from zq2onnx.passes.find_smoothable import Site, find_smoothable
 from zq2onnx.passes.insert_activation_qdq import InsertActivationQdqPass
 from zq2onnx.passes.insert_embedding_qdq import InsertEmbeddingQdqPass
 from zq2onnx.passes.insert_qdq import InsertQdqPass
@@ -39,8 +37,8 @@ from zq2onnx.passes.select_nodes import Selection, select_nodes
 from zq2onnx.passes.smooth import SmoothPass
 from zq2onnx.passes.unpack_embeddings import UnpackEmbeddingsPass
 from zq2onnx.report import Report
-from zq2onnx.runtime.providers import require_onnxruntime
-from zq2onnx.scheme import Activation, CheckMode, Method, Target, parse_choice
+from zq2onnx.runtime.providers import require_onnxruntime, usable_cores
+from zq2onnx.scheme import CheckMode, Target, parse_choice
 from zq2onnx.storage.companions import add_companions
 from zq2onnx.storage.failures import keeping_the_journal
 from zq2onnx.storage.journal import Journal
@@ -137,7 +135,7 @@ def convert(
         exclude=_patterns(exclude),
     )
     check_byte_order()
-    options = resolve(said, None if recipe is None else Path(recipe), calib is not None)
+    options = resolve(said, _path(recipe), calib is not None)
     mode = parse_choice(CheckMode, check, "check")
     if mode is not CheckMode.NONE or calib is not None:
         require_onnxruntime()
@@ -148,9 +146,9 @@ def convert(
     path = default_output(source.path, options) if output is None else Path(output)
     files = OutputFiles(path, options.single_file)
     files.check_inputs(source.files)
-    samples = None if calib is None else read_samples(source, options, Path(calib), tokenizer)
-    dumps = Dumps(None if dump_passes is None else Path(dump_passes))
-    report_path = None if report is None else Path(report)
+    samples = read_samples(source, options, _path(calib), _path(tokenizer))
+    dumps = Dumps(_path(dump_passes))
+    report_path = _path(report)
     with locked(files):
         journal = Journal(files.journal, journal_header(source, options, samples))
         resumed = resume and journal.resume()
@@ -239,23 +237,11 @@ def quantize(
 ) -> None:
     """Rewrite the graph, stream the weights, publish the files; tell the report."""
     graph, files = run.source.model, run.files
-    float_graph = None if run.samples is None else graph.clone()
-    sites = smoothing_sites(run.options, selection, graph)
+    calibration = set_up(run.source, run.options, run.samples, selection, block_progress)
+    sites = () if calibration is None else calibration.sites
     with naming(run.source.path):
         run.dumps.run(passes_for(run.options, selection, graph), graph)
     plan = plan_output(graph, inline={vector.constant.name for site in sites for vector in site.vectors})
-    calibration = None
-    if run.samples is not None and run.options.calibration is not None and float_graph is not None:
-        calibration = Calibration(
-            float_graph,
-            run.source,
-            run.samples,
-            run.options.calibration,
-            selection.weights,
-            sites,
-            block_progress,
-        )
-        result.warnings += run.samples.warnings
     files.check_size(plan.data.size + plan.factors.size)
     with keeping_the_journal(files, run.journal):
         files.reserve(plan.data.size, plan.factors.size, keep=run.resumed)
@@ -271,41 +257,14 @@ def quantize(
         graph.metadata_props.update(stamp(run.source, run.options, written, run.samples))
         finish(graph, plan, files, run.journal)
     result.requires = requirements(graph)
-    result.warnings += written.warnings
+    result.warnings += [*(() if run.samples is None else run.samples.warnings), *written.warnings]
     fill_nodes(result, selection, written.facts)
+    fill_smoothing(result, selection, calibration, written.smoothing)
     fill_sizes(result, plan, written.facts)
     result.reused_weights = written.reused
     result.bytes_after = files.nbytes
     if result.bytes_after >= result.bytes_before:
         result.warnings.append("the output is no smaller than the input")
-
-
-def read_samples(
-    source: Source, options: Options, calib: Path, tokenizer: str | Path | None
-) -> Samples | None:
-    """What the model is to be calibrated on."""
-    assert options.calibration is not None
-    vocabulary = None if tokenizer is None else Path(tokenizer)
-    given = options.calibration
-    return load_samples(source.model, source.path, calib, vocabulary, given.samples, given.length)
-
-
-def smoothing_sites(options: Options, selection: Selection, model: ir.Model) -> tuple[Site, ...]:
-    """Where activation outliers are to be moved into the weights: in front of int8 activations."""
-    if options.calibration is None or options.calibration.smooth is Smooth.OFF:
-        return ()
-    schemes = {
-        node.name or "": scheme
-        for node, (candidate, scheme) in selection.chosen.items()
-        if candidate.role != EMBEDDING
-    }
-    sites = find_smoothable(model, schemes).sites
-    return tuple(
-        site
-        for site in sites
-        if any(schemes[name].activation is Activation.A8 for name in site.linears)
-        and all(schemes[name].method is not Method.ZQ_GLOBAL for name in site.linears)
-    )
 
 
 def raise_opset(options: Options) -> RaiseOpsetPass:
@@ -354,9 +313,12 @@ def default_output(model: Path, options: Options) -> Path:
 
 
 def default_jobs() -> int:
-    """The processors this process may use, `MOST_JOBS` at most: each job holds a weight in memory."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, MOST_JOBS)
+    """The cores this process may use, `MOST_JOBS` at most: each job holds a weight in memory."""
+    return min(usable_cores(), MOST_JOBS)
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
 
 
 def _patterns(given: Sequence[str] | None) -> tuple[str, ...] | None:

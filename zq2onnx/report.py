@@ -84,6 +84,8 @@ class Report:
         load_bytes: memory that stock ONNX Runtime needs for the rewritten weights while it loads; None
             where that is not known: for qdq, and for a model whose embeddings are quantized.
         reused_weights: weights taken over from an interrupted run by `--resume`.
+        smoothed: normalizations, and nodes like them, whose outliers were moved into the weights behind.
+        not_smoothed: by node with int8 activations, why nothing was moved into its weight.
         warnings: one line each.
     """
 
@@ -100,6 +102,8 @@ class Report:
     reused_weights: int = 0
     nodes: list[NodeReport] = field(default_factory=list)
     check: CheckReport | None = None
+    smoothed: list[str] = field(default_factory=list)
+    not_smoothed: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     @property

@@ -164,11 +164,11 @@ def test_a_model_that_reads_no_text_needs_arrays(desk: Desk) -> None:
         desk.load(language_model("float[b, s, 4] x", "e = Relu(x)"))
 
 
-@pytest.mark.parametrize(("option", "name"), [("samples", "--calib-samples"), ("length", "--calib-length")])
-def test_there_is_at_least_one_sample_of_one_token(desk: Desk, option: str, name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} 0; required: at least 1"):
-        desk.load(**{option: 0})
-    assert desk.load(**{option: 1}).tokens > 0
+@pytest.mark.parametrize(("option", "least"), [("samples", 1), ("length", 2)])
+def test_there_is_at_least_one_sample_of_two_tokens(desk: Desk, option: str, least: int) -> None:
+    with pytest.raises(UserError, match=f"--calib-{option} {least - 1}; required: at least {least}"):
+        desk.load(**{option: least - 1})
+    assert desk.load(**{option: least}).tokens > 0
 
 
 def test_a_missing_file_and_an_unknown_kind_are_named(desk: Desk) -> None:

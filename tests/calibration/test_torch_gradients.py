@@ -124,7 +124,7 @@ def at_once(model: ir.Model, samples: Samples) -> dict[str, Array]:
     rows: dict[str, list[Array]] = {}
     for index, batch in enumerate(samples.batches):
         rng = np.random.default_rng([SEED, index])
-        inputs, inner = whole.run(batch, lambda name, y, rng=rng: loss_gradient(y, name, None, rng))  # type: ignore[misc]
+        inputs, inner = whole.run(batch, lambda name, y, rng=rng: loss_gradient(y, name, None, rng))
         assert not inputs
         for name, gradient in inner.items():
             rows.setdefault(name, []).append(gradient.flatten(0, -2).double().numpy())
@@ -159,8 +159,8 @@ def test_piecewise_gradients_are_those_of_the_whole(name: str, monkeypatch: pyte
     model = normalized(path)
     assert len(torch_gradients.partition(model)) > 3
     assert_close(gathered(model, samples), expected, 1e-4)
-    pieces = chopped(model, 11)
-    read = [value for piece in pieces for value in piece.inputs if value in {*piece.inputs}]
+    pieces = chopped(model, 40)
+    read = [value for piece in pieces for value in piece.inputs if not value.is_graph_input()]
     assert len(read) > len({*read}) + 5
     monkeypatch.setattr(torch_gradients, "partition", lambda model: pieces)
     assert_close(gathered(model, samples), expected, 1e-4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from zq2onnx.calibration.piece_graph import InputType, PieceGraph
 from zq2onnx.errors import UserError
 from zq2onnx.numerics.grid import Float32Array
 from zq2onnx.opset import FLOAT_ACTIVATIONS
-from zq2onnx.runtime.providers import CPU_PROVIDER, require_onnxruntime
+from zq2onnx.runtime.providers import CPU_PROVIDER, require_onnxruntime, usable_cores
 from zq2onnx.storage.mapped import tensor_array
 
 _FATAL_ONLY = 4  # what it logs of an error, it also raises: that becomes one line
@@ -43,7 +42,7 @@ class PieceSession:
         ort = require_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
-        options.intra_op_num_threads = threads or _cores()
+        options.intra_op_num_threads = threads or usable_cores()
         # Memory is given back after each run: activations of many shapes would pile up in an arena.
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
@@ -95,10 +94,6 @@ class PieceSession:
                 "samples that the float model runs on",
             ) from error
         return dict(zip(self._graph.outputs, arrays, strict=True))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_line(error: Exception) -> str:

@@ -75,9 +75,9 @@ def load_samples(
         UserError: a file is missing or is not what it should be, the samples do not fit the model's
             inputs or its vocabulary, or there is not one whole sample.
     """
-    for option, value in (("--calib-samples", samples), (LENGTH_OPTION, length)):
-        if value < 1:
-            raise UserError(f"{option} {value}", "at least 1")
+    for option, value, least in (("--calib-samples", samples, 1), (LENGTH_OPTION, length, 2)):
+        if value < least:
+            raise UserError(f"{option} {value}", f"at least {least}")
     if calib.suffix == ".npz":
         feeds = read_arrays(model, path, calib, samples)
     elif calib.suffix in (".txt", ".jsonl"):

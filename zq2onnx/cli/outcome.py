@@ -32,6 +32,7 @@ def print_report(report: Report) -> None:
     )
     for reason, count in _counted(quantized).items():
         console.stdout.print(f"of these, {count}: {reason}")
+    _print_smoothing(report)
     console.stdout.print(f"took {report.seconds:.1f} s, peak memory {report.peak_rss_bytes / 1e6:.0f} MB")
     if report.reused_weights:
         console.stdout.print(f"{report.reused_weights} weights were taken over from the interrupted run")
@@ -42,6 +43,18 @@ def print_report(report: Report) -> None:
         )
     if report.check is not None:
         _print_check(report.check)
+
+
+def _print_smoothing(report: Report) -> None:
+    """Where outliers of int8 activations went, if there are such activations."""
+    if report.smoothed:
+        console.stdout.print(
+            f"smoothed {len(report.smoothed)} normalizations: outliers moved into the weights behind them"
+        )
+    if report.not_smoothed:
+        reasons = set(report.not_smoothed.values())
+        why = reasons.pop() if len(reasons) == 1 else "--report FILE.json says why"
+        console.stdout.print(f"not smoothed: the inputs of {len(report.not_smoothed)} nodes ({why})")
 
 
 def _print_check(check: CheckReport) -> None:

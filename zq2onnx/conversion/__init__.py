@@ -7,6 +7,7 @@ dumps      the graph after every pass
 placement  where every output tensor goes
 compute    what a worker does with one weight
 stream     the workers
+calibrated the workers, one transformer block after the other; reread, what an earlier run wrote
 finish     point the graph at the bytes, give the files their names
 identity   what makes two conversions the same
 summary    the report

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 import threadpoolctl
 
-from zq2onnx.calibration.samples import Samples
+from zq2onnx.calibration.linears import find_linears
 from zq2onnx.calibration.walk import Step, Walk
+from zq2onnx.conversion.calibration import Calibration
 from zq2onnx.conversion.compute import Facts, float_matrix
-from zq2onnx.conversion.loading import Source
-from zq2onnx.conversion.options import CalibrationInputs, CalibrationOptions
+from zq2onnx.conversion.options import CalibrationInputs
 from zq2onnx.conversion.placement import Compute, Plan
 from zq2onnx.conversion.reread import reread
 from zq2onnx.conversion.stream import Progress, Writer, Written, finished
+from zq2onnx.conversion.summary import UNREACHED
+from zq2onnx.errors import UserError
 from zq2onnx.numerics.calibrated import Evidence
 from zq2onnx.numerics.grid import Float32Array, Quantized
 from zq2onnx.numerics.moments import Moments
 from zq2onnx.numerics.smooth import smoothing_scales
-from zq2onnx.passes.find_smoothable import Site
-from zq2onnx.passes.partition import blocks
-from zq2onnx.passes.planned import QuantizedWeight
+from zq2onnx.passes.partition import Piece, blocks
+from zq2onnx.passes.planned import Part, QuantizedWeight
 from zq2onnx.scheme import Method, Objective
 from zq2onnx.storage.journal import Journal
 from zq2onnx.storage.output import OutputFiles
@@ -34,33 +34,7 @@ from zq2onnx.storage.output import OutputFiles
 if TYPE_CHECKING:
     from zq2onnx.calibration.torch_gradients import OutputMoments
 
-BlockProgress = Callable[[int, int], None]
-"""Called with the number of blocks done and of all."""
-
-UNREACHED = "rounded to nearest: calibration does not reach it"
-
-
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """What a calibrated conversion works with.
-
-    Attributes:
-        model: the float graph, a copy of its own. It is widened to float32 in place.
-        source: where it comes from.
-        samples: what it is run on.
-        options: how.
-        weights: by the name of every node that is rewritten.
-        sites: where activation outliers can be moved into the weights, and are to be.
-        progress: told of blocks.
-    """
-
-    model: ir.Model
-    source: Source
-    samples: Samples
-    options: CalibrationOptions
-    weights: Mapping[str, QuantizedWeight]
-    sites: Sequence[Site]
-    progress: BlockProgress
+ROUNDED = f"rounded to nearest: {UNREACHED}"
 
 
 class CalibratedWriter(Writer):
@@ -80,6 +54,8 @@ class CalibratedWriter(Writer):
         self.smoothing: dict[str, Float32Array] = {}
         self.tasks = {task.weight: task for task in plan.tasks if isinstance(task, Compute)}
         self.done: set[QuantizedWeight] = set()
+        self.behind: set[QuantizedWeight] = set()
+        """Those that the walk has passed."""
         self.gradients: OutputMoments | None = None
         self.warnings: list[str] = []
 
@@ -95,18 +71,46 @@ class CalibratedWriter(Writer):
         )
 
     def _work(self, pool: ThreadPoolExecutor) -> None:
-        walked = {weight for weight in self.calibration.weights.values() if not weight.table}
+        weights = self.calibration.weights
+        walked = {weight for weight in weights.values() if not weight.table}
         self.done = {weight for weight in walked if self._done_before(self.tasks[weight])}
         for weight in self.done:
             self._tell(self.tasks[weight])
         self._do_all(pool, [task for task in self.plan.tasks if getattr(task, "weight", None) not in walked])
+        linears = find_linears(self.calibration.model)
+        reached = {weights[name] for name in weights if name in linears}
+        self._check_scales(walked - self.done - reached)
         if walked - self.done or self.site_of:
             with contextlib.ExitStack() as stack:
                 self._open_gradients(stack, walked - self.done)
                 self._walk(pool, stack)
-        left = [self.tasks[weight] for weight in self.tasks if weight in walked - self.done]
-        for task in left:
-            self._compute(task, note=UNREACHED)
+        self._round(pool, walked - self.done)
+
+    def _check_scales(self, unreached: Collection[QuantizedWeight]) -> None:
+        """Refuse static activation scales that nothing tells.
+
+        Raises:
+            UserError: one of the weights has such a scale.
+        """
+        for weight in unreached:
+            node = self.tasks[weight].node
+            if any(part.part is Part.ACT_SCALE for part in self.tasks[weight].parts):
+                raise UserError(
+                    f"node {node!r}: calibration does not reach it, and nothing else tells the one scale of"
+                    " its activations",
+                    "a node outside of subgraphs that onnxruntime runs",
+                    f"leave it float: --exclude '^{re.escape(node)}$'",
+                )
+
+    def _round(self, pool: ThreadPoolExecutor, unreached: Collection[QuantizedWeight]) -> None:
+        """Round what the walk did not reach to nearest."""
+        self._check_scales(unreached)
+        tasks = [task for weight, task in self.tasks.items() if weight in unreached]
+        notes = [ROUNDED if task.weight.scheme.calibrated else "" for task in tasks]
+        with threadpoolctl.threadpool_limits(1):
+            finished(
+                [pool.submit(self._compute, task, note=note) for task, note in zip(tasks, notes, strict=True)]
+            )
 
     def _open_gradients(self, stack: contextlib.ExitStack, left: Collection[QuantizedWeight]) -> None:
         """Gather the gradients at the outputs of the layers that ask for them."""
@@ -126,56 +130,65 @@ class CalibratedWriter(Writer):
 
     def _walk(self, pool: ThreadPoolExecutor, stack: contextlib.ExitStack) -> None:
         given = self.calibration
-        by_block = any(weight.scheme.method is Method.ZQ_GLOBAL for weight in given.weights.values())
         quantized_inputs = given.options.inputs is CalibrationInputs.QUANTIZED
+        methods = {weight.scheme.method for weight in given.weights.values() if weight not in self.done}
         walk = Walk(
             given.model,
             given.source.path,
             given.samples,
             quantized_inputs=quantized_inputs,
-            keep_teacher=by_block,
+            keep_teacher=Method.ZQ_GLOBAL in methods,
         )
         stack.enter_context(walk)
         groups = blocks(walk.pieces)
-        block_of = {id(piece): index for index, group in enumerate(groups) for piece in group}
-        chosen: dict[str, Quantized] = {}
+        block_of = [index for index, group in enumerate(groups) for _ in group]
         last = self._last_step(walk)
-        for step in walk.steps():
-            group = groups[block_of[id(step.piece)]]
-            given.progress(block_of[id(step.piece)], len(groups))
-            if by_block and step.piece is group[0]:
-                from zq2onnx.conversion.global_block import choose_block  # needs torch
-
-                chosen = choose_block(step, group, self._global_linears(group))
+        chosen: dict[str, Quantized] = {}
+        for step in walk.steps() if last >= 0 else ():
+            group = groups[block_of[step.index]]
+            if step.piece is group[0]:
+                given.progress(block_of[step.index], block_of[last] + 1)
+                chosen = self._choose(step, group)
             effective = self._step(pool, step, chosen)
             step.advance(effective if quantized_inputs and step.index < last else {})
             if step.index == last:
+                given.progress(block_of[last] + 1, block_of[last] + 1)
                 break
-        given.progress(len(groups), len(groups))
         if walk.obstacle:
             self.warnings.append(f"not calibrated from there on: {walk.obstacle}")
 
     def _last_step(self, walk: Walk) -> int:
-        """The last piece that holds a node that is rewritten."""
-        walked = {name for name, weight in self.calibration.weights.items() if not weight.table}
+        """The last piece that holds a node with something left to do; -1 where none does."""
+        asking = {
+            name
+            for name, weight in self.calibration.weights.items()
+            if not weight.table and (weight not in self.done or name in self.site_of)
+        }
         holding = [
             index
             for index, piece in enumerate(walk.pieces)
-            if any(node.name in walked for node in piece.nodes)
+            if any(node.name in asking for node in piece.nodes)
         ]
         return max(holding, default=-1)
 
-    def _global_linears(self, group: Collection[object]) -> dict[str, QuantizedWeight]:
-        """The layers of a block whose codes are chosen together."""
-        nodes = [node.name or "" for piece in group for node in piece.nodes]  # type: ignore[attr-defined]
+    def _choose(self, step: Step, group: Sequence[Piece]) -> dict[str, Quantized]:
+        """The codes of those layers of a block that are chosen together.
+
+        All of them, where one is left to do: what an interrupted run chose for the others depends on it.
+        """
         weights = self.calibration.weights
-        return {
+        linears = {
             name: weights[name]
-            for name in nodes
+            for name in (node.name or "" for piece in group for node in piece.nodes)
             if name in weights
             and weights[name].scheme.method is Method.ZQ_GLOBAL
-            and weights[name] not in self.done
+            and weights[name] not in self.behind
         }
+        if self.done.issuperset(linears.values()):
+            return {}
+        from zq2onnx.conversion.global_block import choose_block  # needs torch
+
+        return choose_block(step, group, linears)
 
     def _step(
         self, pool: ThreadPoolExecutor, step: Step, chosen: Mapping[str, Quantized]
@@ -194,11 +207,12 @@ class CalibratedWriter(Writer):
                 for weight in fresh
             }
             finished(list(futures.values()))
+            effective = {weight: future.result() for weight, future in futures.items()}
+            for name in names:
+                if weights[name] not in effective:
+                    effective[weights[name]] = self._reread(weights[name])
         self.done.update(fresh)
-        effective = {weight: future.result() for weight, future in futures.items()}
-        for name in names:
-            if weights[name] not in effective:
-                effective[weights[name]] = self._reread(weights[name])
+        self.behind.update(effective)
         return {name: self._unsmoothed(name, effective[weights[name]]) for name in names}
 
     def _quantize(self, weight: QuantizedWeight, evidence: Evidence) -> Float32Array:
@@ -223,9 +237,9 @@ class CalibratedWriter(Writer):
         )
 
     def _smooth(self, moments: Mapping[str, Moments]) -> None:
-        """Choose what the input of each site in a piece is divided by."""
+        """Choose what the input of each site in a piece is divided by, if all linears there are at hand."""
         for site in self.calibration.sites:
-            if site.norm not in self.smoothing and site.linears[0] in moments:
+            if site.norm not in self.smoothing and moments.keys() >= {*site.linears}:
                 peaks = [_peak(self.calibration.weights[name]) for name in site.linears]
                 scales = smoothing_scales(moments[site.linears[0]].peak, np.max(peaks, axis=0))
                 self.smoothing[site.norm] = site.fit(scales)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
-import os
 
 import numpy as np
 import threadpoolctl
@@ -12,16 +12,16 @@ import threadpoolctl
 from zq2onnx import __version__
 from zq2onnx.calibration.samples import Samples
 from zq2onnx.conversion.loading import Source
-from zq2onnx.conversion.options import Options
+from zq2onnx.conversion.options import Options, needs_torch
 from zq2onnx.conversion.stream import Written
-from zq2onnx.runtime.providers import require_onnxruntime
+from zq2onnx.runtime.providers import require_onnxruntime, usable_cores
 
 
 def journal_header(source: Source, options: Options, samples: Samples | None = None) -> dict[str, object]:
     """What must be the same for a journal to be resumed: version, input, options and arithmetic.
 
-    With calibration that is the samples too, ONNX Runtime, and the number of processors, on which the
-    sums in its matrix products depend.
+    With calibration that is the samples too, ONNX Runtime, torch where it is used, and the number of
+    cores, on which the sums in their matrix products depend.
 
     The factors of a low-rank branch come from matrix products, whose last bits are those of the BLAS
     kernels for this kind of processor. They are not in the output's metadata: a file says what was
@@ -35,15 +35,17 @@ def journal_header(source: Source, options: Options, samples: Samples | None = N
         "options": options.describe(),
         "numpy": np.__version__,
         "blas": blas_architectures(),
-        **({} if samples is None else _calibration(samples)),
+        **({} if samples is None else _calibration(samples, options)),
     }
 
 
-def _calibration(samples: Samples) -> dict[str, object]:
+def _calibration(samples: Samples, options: Options) -> dict[str, object]:
+    by_gradient = any(needs_torch(scheme) for scheme in options.schemes)
     return {
         "samples": samples.digest,
         "onnxruntime": require_onnxruntime().__version__,
-        "processors": os.cpu_count(),
+        **({"torch": importlib.metadata.version("torch")} if by_gradient else {}),
+        "cores": usable_cores(),
     }
 
 

@@ -83,10 +83,12 @@ def load(path: Path) -> Source:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Put the file's name in front of what is wrong with its graph or weights."""
+    """Put the file's name in front of what is wrong with its graph or weights, where it is not there yet."""
     try:
         yield
     except UserError as error:
+        if error.found.startswith(str(path)):
+            raise
         raise UserError(f"{path}: {error.found}", error.required, error.remedy) from error
 
 

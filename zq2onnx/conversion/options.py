@@ -65,6 +65,7 @@ class Choices:
 
 
 EMBEDDING_BITS = (8, 4)
+BY_GRADIENT = (Method.ZQ_LOCAL, Method.ZQ_GLOBAL)
 
 AUTO = "auto"
 
@@ -283,8 +284,8 @@ def _check_data(options: Options) -> None:
                 static = scheme.act_granularity is ActGranularity.TENSOR
                 what = "static activation scales" if static else "an exact low-rank branch"
             raise UserError(what, "calibration data", "give --calib FILE.txt --tokenizer DIR, or FILE.npz")
-        by_gradient = scheme.method in (Method.ZQ_LOCAL, Method.ZQ_GLOBAL)
-        if (by_gradient or scheme.objective is Objective.MODEL) and importlib.util.find_spec("torch") is None:
+        if needs_torch(scheme) and importlib.util.find_spec("torch") is None:
+            by_gradient = scheme.method in BY_GRADIENT
             what = f"method {scheme.method.value}" if by_gradient else "objective model"
             raise UserError(f"{what} without torch", "torch", 'pip install "zq2onnx[torch]"')
         if scheme.clip is Clip.AUTO and scheme.method is not Method.GPTQ:
@@ -292,6 +293,11 @@ def _check_data(options: Options) -> None:
         static = scheme.activation is Activation.A8 and scheme.act_granularity is ActGranularity.TENSOR
         if static and options.target is Target.PORTABLE:
             raise UserError("target portable with one activation scale a tensor", "--target qdq")
+
+
+def needs_torch(scheme: Scheme) -> bool:
+    """Whether a weight's bytes are found by gradients."""
+    return scheme.method in BY_GRADIENT or scheme.objective is Objective.MODEL
 
 
 def _by_default(choices: Choices, calibrated: bool) -> Choices:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 
 from zq2onnx import opset
+from zq2onnx.conversion.calibration import Calibration
 from zq2onnx.conversion.compute import Facts
 from zq2onnx.conversion.placement import Compute, Plan
 from zq2onnx.passes.planned import FACTORS, Form, PlannedTensor, QuantizedWeight
 from zq2onnx.passes.select_nodes import Selection
 from zq2onnx.report import Report, Requirements, Status
+from zq2onnx.scheme import Activation
 
 OLDEST_RUNTIME = "1.20"
 RUNTIME_BY_OPSET = {21: "1.20", 22: "1.22", 23: "1.23", 24: "1.24", 25: "1.24"}
@@ -27,6 +29,10 @@ RUNTIME_OF_EIGHT_BITS = "1.22"
 """The oldest of those tried whose MatMulNBits takes 8 bits; 1.20.1 takes 4 alone."""
 LOAD_BYTES_PER_WEIGHT = {8: 1.2, 4: 0.6, 3: 2.5, 2: 1.4}
 """Peak memory of stock ONNX Runtime's constant folding, measured (benchmarks/bodies.py)."""
+
+
+NO_DATA = "there is no calibration data"
+UNREACHED = "calibration does not reach it"
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -79,6 +85,19 @@ def fill_nodes(report: Report, selection: Selection, facts: Mapping[QuantizedWei
         node.weight_error_without_lorc = known.weight_error_without_lorc
         node.output_error = known.output_error
         node.output_error_without_lorc = known.output_error_without_lorc
+
+
+def fill_smoothing(
+    report: Report, selection: Selection, calibration: Calibration | None, smoothed: Container[str]
+) -> None:
+    """Say where outliers of int8 activations were moved into the weights, and why not elsewhere."""
+    sites = () if calibration is None else calibration.sites
+    report.smoothed = [site.norm for site in sites if site.norm in smoothed]
+    done = {name for site in sites if site.norm in smoothed for name in site.linears}
+    for name, weight in selection.weights.items():
+        if weight.scheme.activation is Activation.A8 and not weight.table and name not in done:
+            why = NO_DATA if calibration is None else calibration.rough.get(name, UNREACHED)
+            report.not_smoothed[name] = why
 
 
 def fill_sizes(report: Report, plan: Plan, facts: Mapping[QuantizedWeight, Facts]) -> None:

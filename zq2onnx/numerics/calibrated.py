@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 
@@ -11,18 +12,15 @@ import numpy.typing as npt
 
 from zq2onnx.numerics.compensate import compensate
 from zq2onnx.numerics.energy import frobenius_energy
-from zq2onnx.numerics.feedback import DAMPING, Feedback, feedback
+from zq2onnx.numerics.feedback import DAMPING, OUTPUT_DAMPING, Feedback, feedback
 from zq2onnx.numerics.gptq import quantize_gptq
 from zq2onnx.numerics.grid import Float32Array, Quantized, dequantize
-from zq2onnx.numerics.lowrank import Factors, low_rank
+from zq2onnx.numerics.lowrank import Factors, low_rank, residual_energy
 from zq2onnx.numerics.moments import Moments
-from zq2onnx.numerics.output_error import output_loss, row_losses
+from zq2onnx.numerics.output_error import branch_gain, output_loss, row_losses
 from zq2onnx.numerics.rtn import round_to_nearest
 from zq2onnx.numerics.smooth import smoothed_moments
 from zq2onnx.scheme import ActGranularity, Activation, Clip, Compensation, Method, Scheme
-
-OUTPUT_DAMPING = 0.05
-"""Of the gradients' second moment: fewer tokens than directions stand behind it."""
 
 INT8_LIMIT = 127
 
@@ -92,8 +90,23 @@ def quantize_calibrated(
     return _Layer(target, scheme, float_dtype, evidence, seed).quantize()
 
 
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """Codes of a target.
+
+    Attributes:
+        quantized: the codes.
+        error: target less what the codes stand for, float32 `[N, K]`.
+        losses: `e R eᵀ` of each row of the error, where they are known.
+    """
+
+    quantized: Quantized
+    error: Float32Array
+    losses: npt.NDArray[np.float64] | None = None
+
+
 class _Layer:
-    """One layer's weight and evidence, and the factors of its moments."""
+    """One layer's weight, and what calibration knows of it."""
 
     def __init__(
         self,
@@ -106,87 +119,85 @@ class _Layer:
         self.target = target
         self.scheme = scheme
         self.dtype = dtype
-        self.evidence = evidence
+        self.moments = evidence.inputs
+        self.gradients = evidence.gradients
+        self.chosen = evidence.chosen
         self.seed = seed
         self.second = evidence.inputs.second
-        self.inputs = feedback(self.second)
-        gradients = evidence.gradients
-        self.outputs = None if gradients is None else feedback(gradients, OUTPUT_DAMPING)
         self.note = ""
+
+    @functools.cached_property
+    def inputs(self) -> Feedback | None:
+        """The inputs' moment factored."""
+        return feedback(self.second)
+
+    @functools.cached_property
+    def outputs(self) -> Feedback | None:
+        """The gradients' moment factored."""
+        return None if self.gradients is None else feedback(self.gradients, OUTPUT_DAMPING)
 
     def quantize(self) -> Calibrated:
         """Codes, branch, and what they leave."""
-        quantized = self._codes(self.target)
-        error = self._residue(quantized)
-        factors, dropped = self._branch(error)
-        for _ in range(1, self.scheme.lorc_rounds if factors is not None else 1):
-            assert factors is not None
-            again = self._codes(self.target - _matrix(factors))
-            other = self._residue(again)
-            refitted = self._fit(other, self.inputs)
-            if self._loss(other - _matrix(refitted)) >= self._loss(error - _matrix(factors)):
-                break
-            quantized, error, factors = again, other, refitted
-        residue = error if factors is None else error - _matrix(factors)
+        choice = self._choose(self.target)
+        factors, dropped = self._branch(choice.error)
+        if factors is not None and self.chosen is None:
+            choice, factors = self._alternate(choice, factors)
+        losses = row_losses(choice.error, self.second) if choice.losses is None else choice.losses
+        loss, energy = math.fsum(losses), frobenius_energy(choice.error)
+        left, residue = loss, energy
+        if factors is not None:
+            left = max(0.0, loss - branch_gain(choice.error, *factors.floats(), self.second))
+            residue = residual_energy(choice.error, factors, energy)
+        whole = output_loss(self.target, self.second)
         return Calibrated(
-            quantized,
+            choice.quantized,
             factors,
             dropped,
             frobenius_energy(self.target),
-            frobenius_energy(error),
-            frobenius_energy(residue),
-            self._relative(residue),
-            self._relative(error),
+            energy,
+            residue,
+            _relative(left, whole),
+            _relative(loss, whole),
             self._activation_scale(),
             self.note,
         )
 
-    def _codes(self, target: Float32Array) -> Quantized:
-        if self.evidence.chosen is not None:
-            return self.evidence.chosen
+    def _choose(self, target: Float32Array) -> _Choice:
+        """The method's codes of a target."""
+        if self.chosen is not None:
+            return self._measured(target, self.chosen)
         rounded = round_to_nearest(target, self._scheme_of_ranges(), self.dtype).quantized
         match self.scheme.method:
             case Method.GPTQ:
-                return self._gptq(target, rounded)
+                return self._gptq(target, self._measured(target, rounded))
             case Method.ZQ_LOCAL:
                 from zq2onnx.numerics.distill import zq_local  # needs torch
 
-                return zq_local(target, self.second, self.scheme, self.dtype, start=rounded)
-        return rounded
+                rounded = zq_local(target, self.second, self.scheme, self.dtype, start=rounded)
+        return self._measured(target, rounded)
+
+    def _measured(self, target: Float32Array, quantized: Quantized) -> _Choice:
+        values = dequantize(quantized, self.scheme.granularity)
+        return _Choice(quantized, np.subtract(target, values, out=values))
 
     def _scheme_of_ranges(self) -> Scheme:
         """For rounding to nearest, which knows no output error to choose a range by."""
         clip = Clip.NONE if self.scheme.clip is Clip.AUTO else self.scheme.clip
         return dataclasses.replace(self.scheme, clip=clip)
 
-    def _gptq(self, target: Float32Array, rounded: Quantized) -> Quantized:
-        """GPTQ's codes; a row that rounding to nearest serves better keeps that."""
+    def _gptq(self, target: Float32Array, rounded: _Choice) -> _Choice:
+        """GPTQ's codes, where they are better than those of rounding to nearest."""
         if self.inputs is None:
             self.note = "rounded to nearest: the second moment of its input cannot be factored"
             return rounded
         if self.inputs.damping > DAMPING:
             self.note = f"damping of {self.inputs.damping:g}: its input's second moment is nearly singular"
-        ranges = rounded if self.scheme.clip is Clip.MSE else None
-        fed = quantize_gptq(target, self.scheme, self.dtype, self.inputs, self.outputs, ranges)
+        ranges = rounded.quantized if self.scheme.clip is Clip.MSE else None
+        codes = quantize_gptq(target, self.scheme, self.dtype, self.inputs, self.outputs, ranges)
+        fed = self._measured(target, codes)
         if self.outputs is not None:
-            return fed
-        granularity = self.scheme.granularity
-        before, after = (
-            row_losses(target - dequantize(codes, granularity), self.second) for codes in (rounded, fed)
-        )
-        worse = after > before
-        for old, new in (
-            (rounded.codes, fed.codes),
-            (rounded.scales, fed.scales),
-            (rounded.zero_points, fed.zero_points),
-        ):
-            new[worse] = old[worse]
-        return fed
-
-    def _residue(self, quantized: Quantized) -> Float32Array:
-        values = dequantize(quantized, self.scheme.granularity)
-        residue: Float32Array = np.subtract(self.target, values, out=values)
-        return residue
+            return fed if self._loss(fed.error) <= self._loss(rounded.error) else rounded
+        return _better_rows(fed, rounded, self.second)
 
     def _branch(self, error: Float32Array) -> tuple[Factors | None, str]:
         """The factors, or why there are none: judged by samples that did not make them."""
@@ -194,42 +205,72 @@ class _Layer:
             return None, ""
         if not error.any():
             return None, f"the {self.scheme.bits}-bit codes hold the weight exactly"
-        held_out = self.evidence.inputs.held_out
-        factors = self._fit(error, self.inputs)
-        trial = factors
+        held_out = self.moments.held_out
+        factors = trial = self._fit(error, self.second)
         if held_out is not None and self.scheme.lorc is Compensation.EXACT:
-            trial = self._fit(error, feedback(self.evidence.inputs.fitted))
+            trial = self._fit(error, self.moments.fitted)
         judge = self.second if held_out is None else held_out
-        before, after = (
-            output_loss(part, judge, self.evidence.gradients) for part in (error, error - _matrix(trial))
-        )
-        if after < before:
+        gain = branch_gain(error, *trial.floats(), judge, self.gradients)
+        if gain > 0:
             return factors, ""
-        whole = output_loss(self.target, judge, self.evidence.gradients)
-        with_out, with_in = (math.sqrt(part / whole) if whole > 0 else 0.0 for part in (before, after))
-        found = f"{with_out:.4g} without, {with_in:.4g} with"
+        before, whole = (output_loss(part, judge, self.gradients) for part in (error, self.target))
+        found = f"{_relative(before, whole):.4g} without, {_relative(before - gain, whole):.4g} with"
         return None, f"a branch of rank {factors.rank} does not lower the output error: {found}"
 
-    def _fit(self, error: Float32Array, inputs: Feedback | None) -> Factors:
-        if self.scheme.lorc is Compensation.EXACT and inputs is not None:
-            return compensate(error, self.scheme, self.dtype, inputs, self.outputs, self.seed)
+    def _alternate(self, choice: _Choice, factors: Factors) -> tuple[_Choice, Factors]:
+        """Choose codes again for what the branch leaves of the weight, and fit it again, while that helps."""
+        if self.scheme.lorc_rounds == 1:
+            return choice, factors
+        least = self._loss(choice.error, factors)
+        for _ in range(1, self.scheme.lorc_rounds):
+            branch = _matrix(factors)
+            again = self._choose(self.target - branch)
+            error = np.add(again.error, branch, out=again.error)
+            refitted = self._fit(error, self.second)
+            loss = self._loss(error, refitted)
+            if not loss < least:
+                break
+            choice, factors, least = _Choice(again.quantized, error), refitted, loss
+        return choice, factors
+
+    def _fit(self, error: Float32Array, second: Float32Array) -> Factors:
+        if self.scheme.lorc is Compensation.EXACT and np.isfinite(np.diagonal(second)).all():
+            return compensate(error, self.scheme, self.dtype, second, self.gradients, self.seed)
         return low_rank(error, self.scheme.lorc_rank, self.scheme.lorc_dtype, self.dtype, self.seed)
 
-    def _loss(self, error: Float32Array) -> float:
-        return output_loss(error, self.second, self.evidence.gradients)
-
-    def _relative(self, error: Float32Array) -> float:
-        whole = output_loss(self.target, self.second)
-        return math.sqrt(output_loss(error, self.second) / whole) if whole > 0 else 0.0
+    def _loss(self, error: Float32Array, factors: Factors | None = None) -> float:
+        """What the objective says of an error, less the branch."""
+        loss = output_loss(error, self.second, self.gradients)
+        if factors is None:
+            return loss
+        return loss - branch_gain(error, *factors.floats(), self.second, self.gradients)
 
     def _activation_scale(self) -> float | None:
         static = self.scheme.act_granularity is ActGranularity.TENSOR
         if self.scheme.activation is not Activation.A8 or not static:
             return None
-        return float(self.evidence.inputs.peak.max(initial=0.0)) / INT8_LIMIT
+        return float(self.moments.peak.max(initial=0.0)) / INT8_LIMIT
+
+
+def _better_rows(one: _Choice, other: _Choice, second: Float32Array) -> _Choice:
+    """Of each row the choice with the lesser output error; `one` is overwritten."""
+    losses, others = (row_losses(choice.error, second) for choice in (one, other))
+    taken = others < losses
+    one.error[taken] = other.error[taken]
+    for new, old in (
+        (one.quantized.codes, other.quantized.codes),
+        (one.quantized.scales, other.quantized.scales),
+        (one.quantized.zero_points, other.quantized.zero_points),
+    ):
+        new[taken] = old[taken]
+    return _Choice(one.quantized, one.error, np.minimum(losses, others))
 
 
 def _matrix(factors: Factors) -> Float32Array:
     """The branch as a weight, `[N, K]`."""
     u, v = factors.floats()
     return np.ascontiguousarray((u @ v).T)
+
+
+def _relative(part: float, whole: float) -> float:
+    return math.sqrt(max(0.0, part) / whole) if whole > 0 else 0.0

@@ -3,29 +3,19 @@
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
 2022, in the form of `zq2onnx.numerics.feedback`. As far as the layer's own output is concerned rows are
 independent, so many are taken at once, and the same row on several grids counts as several rows.
-
-Arrays here are transposed, `[K, M]`: a column of the weight is contiguous, and so is a step's work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from zq2onnx.numerics.columns import FloatArray, Grids, Rounding, better, round_columns
 from zq2onnx.numerics.feedback import Feedback
-from zq2onnx.numerics.grid import Quantized, UInt8Array, fit_grid
+from zq2onnx.numerics.grid import Quantized, fit_grid
 from zq2onnx.scheme import Clip, PerBlock, Scheme
-
-FloatArray = npt.NDArray[np.floating]
-
-COLUMNS = 128
-"""Columns whose feedback from all before them is one matrix product (GPTQ, section 3)."""
-
-STEP = 16
-"""Columns of those whose feedback is gathered at once."""
 
 WORK = 1 << 23
 """Weights, on all their grids, that are rounded at once: errors and targets are float32 of this size."""
@@ -35,33 +25,6 @@ OUTPUT_ROWS = 64
 
 SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6)
 """Parts of a group's range that are tried: a smaller one makes finer steps and clips what is beyond."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Grids:
-    """The grids of some rows: `scale` and `zero` float `[G, M]`."""
-
-    scale: FloatArray
-    zero: FloatArray
-
-    def rows(self, picked: npt.NDArray[np.intp]) -> _Grids:
-        """The grids of some of the rows."""
-        return _Grids(self.scale[:, picked], self.zero[:, picked])
-
-
-@dataclass(frozen=True, eq=False)
-class _Rounding:
-    """Rows after rounding.
-
-    Attributes:
-        codes: uint8 `[K, M]`, columns in the feedback's order.
-        grids: what they are codes of.
-        loss: float `[G, M]`, what each group adds to the row's `e R eᵀ`.
-    """
-
-    codes: UInt8Array
-    grids: _Grids
-    loss: FloatArray
 
 
 def quantize_gptq(
@@ -91,21 +54,28 @@ def quantize_gptq(
     scales, zeros = np.empty((n, groups), scale_dtype), np.empty((n, groups), np.uint8)
     carried = None if outputs is None else _Carried(outputs, n, k)
     tried = len(SHRINKS) if scheme.clip is Clip.AUTO else 1
+    unit = _unit(weight)
     for rows in _row_pieces(n, max(1, WORK // (k * tried)), outputs):
-        natural = _natural(weight[rows])
-        grids = (
-            _whole_grids(natural, scheme, scale_dtype) if ranges is None else _given(ranges, rows, natural)
+        work = _Rows(weight[rows], unit, scheme, scale_dtype, inputs)
+        given = (
+            None if ranges is None else Quantized(codes[:0], ranges.scales[rows], ranges.zero_points[rows])
         )
-        target = natural if carried is None else natural + carried.into(len(rows))
-        rounded = _Rows(natural, target, scheme, scale_dtype, inputs).round(grids)
+        rounded = work.round(given, None if carried is None else carried.into(len(rows)))
         if carried is not None:
-            carried.add(
-                natural[inputs.order] - _values(rounded, inputs.order // _group_size(scheme, k)), inputs
-            )
+            carried.add(work.errors(rounded), inputs)
         codes[np.ix_(rows, inputs.order)] = rounded.codes.T
-        scales[rows] = rounded.grids.scale.T
+        scales[rows] = rounded.grids.scale.T / unit
         zeros[rows] = rounded.grids.zero.T
     return Quantized(codes, scales, zeros)
+
+
+def _unit(weight: npt.NDArray[np.generic]) -> float:
+    """What weights are multiplied by while they are rounded: a power of two that makes the greatest about 1.
+
+    No square of an error is then too small or too large, and nothing is rounded by it.
+    """
+    peak = float(np.abs(weight).max(initial=0))
+    return float(2.0 ** np.clip(-np.frexp(peak)[1], -126, 126))
 
 
 def _row_pieces(n: int, rows: int, outputs: Feedback | None) -> Iterator[npt.NDArray[np.intp]]:
@@ -129,9 +99,10 @@ class _Carried:
         unit blocks.
         """
         first, last = self.done, self.done + rows
-        block = self.factor[first:last, first:last]
-        above = np.linalg.solve(block.T, self.factor[:first, first:last].T)
-        return (above @ self.errors[:first]).T
+        block = self.factor[first:last, first:last].astype(np.float64)
+        above = self.factor[:first, first:last] @ np.linalg.inv(block).astype(self.factor.dtype)
+        moved: FloatArray = self.errors[:first].T @ above
+        return moved
 
     def add(self, errors: FloatArray, inputs: Feedback) -> None:
         """Note the errors `[K, rows]` of the rows just done, columns in the order of the inputs' factor."""
@@ -140,123 +111,83 @@ class _Carried:
         self.done += rows
 
 
-def _values(rounded: _Rounding, group_of: npt.NDArray[np.intp]) -> FloatArray:
-    """What the codes stand for, `[K, M]`."""
-    return (rounded.codes - rounded.grids.zero[group_of]) * rounded.grids.scale[group_of]
-
-
-def _group_size(scheme: Scheme, k: int) -> int:
-    return scheme.granularity.size if isinstance(scheme.granularity, PerBlock) else k
-
-
-def _natural(weight: npt.NDArray[np.generic]) -> FloatArray:
-    """Rows of a weight as contiguous `[K, rows]`, float32 at least."""
-    wide = np.float64 if weight.dtype == np.float64 else np.float32
-    return np.ascontiguousarray(weight.T, wide)
-
-
-def _given(ranges: Quantized, rows: npt.NDArray[np.intp], targets: FloatArray) -> _Grids:
-    scale, zero = ranges.scales[rows].T, ranges.zero_points[rows].T
-    return _Grids(scale.astype(np.float32).astype(targets.dtype), zero.astype(targets.dtype))
-
-
-def _whole_grids(
-    targets: FloatArray, scheme: Scheme, scale_dtype: npt.DTypeLike, shrink: float = 1.0
-) -> _Grids:
-    """Grids of the groups' ranges, or of a part of them."""
-    starts = np.arange(0, len(targets), _group_size(scheme, len(targets)))
-    low = np.minimum.reduceat(targets, starts, axis=0).astype(np.float32)
-    high = np.maximum.reduceat(targets, starts, axis=0).astype(np.float32)
-    grid = fit_grid(low * np.float32(shrink), high * np.float32(shrink), scheme, scale_dtype)
-    return _Grids(grid.scale.astype(targets.dtype), grid.zero.astype(targets.dtype))
-
-
 class _Rows:
-    """Some rows of a weight, and what it takes to round them."""
+    """Some rows of a weight `[rows, K]`, and what it takes to round them.
+
+    Attributes:
+        natural: the rows, `[K, rows]`, in units.
+        group_of: the group of each column, in the order of the inputs' factor.
+    """
 
     def __init__(
         self,
-        natural: FloatArray,
-        targets: FloatArray,
+        weight: npt.NDArray[np.generic],
+        unit: float,
         scheme: Scheme,
         scale_dtype: npt.DTypeLike,
-        factored: Feedback,
+        inputs: Feedback,
     ) -> None:
-        self.natural = natural
-        self.targets = targets[factored.order]
+        wide = np.float64 if weight.dtype == np.float64 else np.float32
+        self.natural: FloatArray = np.ascontiguousarray(weight.T, wide)
+        self.natural *= unit
+        self.unit = unit
         self.scheme = scheme
         self.scale_dtype = scale_dtype
-        self.factored = factored
-        self.group_of = factored.order // _group_size(scheme, len(targets))
+        self.inputs = inputs
+        k = len(self.natural)
+        self.size = scheme.granularity.size if isinstance(scheme.granularity, PerBlock) else k
+        self.group_of = inputs.order // self.size
 
-    def round(self, whole: _Grids) -> _Rounding:
-        """The best rounding that the scheme's clip finds, beginning with the whole ranges."""
+    def round(self, given: Quantized | None = None, carried: FloatArray | None = None) -> Rounding:
+        """The best rounding that the scheme's clip finds.
+
+        Args:
+            given: its scales and zero points are used in place of the whole ranges'.
+            carried: what rows before these leave to them, `[K, rows]`.
+        """
+        targets = self.natural if carried is None else self.natural + carried
+        targets = targets[self.inputs.order]
+        whole = self._fitted(1.0) if given is None else self._given(given)
         if self.scheme.clip is not Clip.AUTO:
-            return self._run(self.targets, whole)
-        shrunk = [whole]
-        shrunk += [
-            _whole_grids(self.natural, self.scheme, self.scale_dtype, shrink) for shrink in SHRINKS[1:]
-        ]
-        n, tried = self.targets.shape[1], len(shrunk)
-        everything = _Grids(
+            return self._run(targets, whole)
+        shrunk = [whole, *(self._fitted(shrink) for shrink in SHRINKS[1:])]
+        n, tried = targets.shape[1], len(shrunk)
+        tries = Grids(
             np.concatenate([grids.scale for grids in shrunk], axis=1),
             np.concatenate([grids.zero for grids in shrunk], axis=1),
         )
-        all_rounded = self._run(np.tile(self.targets, tried), everything)
-        row = np.arange(n)
-        picked = all_rounded.loss.sum(axis=0).reshape(tried, n).argmin(axis=0) * n + row
-        best = _Rounding(all_rounded.codes[:, picked], everything.rows(picked), all_rounded.loss[:, picked])
-        groups = len(whole.scale)
-        if groups == 1:
+        rounded = self._run(np.tile(targets, tried), tries)
+        row, group = np.arange(n), np.arange(len(tries.scale))[:, None]
+        picked = rounded.loss.sum(axis=0).reshape(tried, n).argmin(axis=0) * n + row
+        best = Rounding(rounded.codes[:, picked], tries.rows(picked), rounded.loss[:, picked])
+        if len(group) == 1:
             return best
-        each = all_rounded.loss.reshape(groups, tried, n).argmin(axis=1) * n + row
-        group = np.arange(groups)[:, None]
-        mixed = self._run(self.targets, _Grids(everything.scale[group, each], everything.zero[group, each]))
-        return _better(best, mixed)
+        each = rounded.loss.reshape(-1, tried, n).argmin(axis=1) * n + row
+        return better(best, self._run(targets, Grids(tries.scale[group, each], tries.zero[group, each])))
 
-    def _run(self, targets: FloatArray, grids: _Grids) -> _Rounding:
-        """GPTQ itself, on rows `[K, M]` and a grid for each of their groups."""
-        factor, variance, group_of = self.factored.factor, self.factored.variance, self.group_of
-        k, m = targets.shape
-        codes = np.empty((k, m), np.uint8)
-        errors = np.empty_like(targets)
-        loss = np.zeros(grids.scale.shape, targets.dtype)
-        top = (1 << self.scheme.bits) - 1
-        for first in range(0, k, COLUMNS):
-            last = min(k, first + COLUMNS)
-            wanted = targets[first:last] + factor[:first, first:last].T @ errors[:first]
-            for step in range(first, last, STEP):
-                end = min(last, step + STEP)
-                ahead = wanted[step - first : end - first]
-                ahead += factor[first:step, step:end].T @ errors[first:step]
-                for column in range(step, end):
-                    target = ahead[column - step]
-                    target += factor[step:column, column] @ errors[step:column]
-                    group = group_of[column]
-                    scale, zero = grids.scale[group], grids.zero[group]
-                    code = target / scale
-                    np.rint(code, out=code)
-                    code += zero
-                    np.clip(code, 0, top, out=code)
-                    codes[column] = code
-                    code -= zero
-                    code *= scale
-                    np.subtract(targets[column], code, out=errors[column])
-                    target -= code
-                    target *= target
-                    target *= variance[column]
-                    loss[group] += target
-        return _Rounding(codes, grids, loss)
+    def errors(self, rounded: Rounding) -> FloatArray:
+        """`W - Ŵ` in units, `[K, rows]`, columns in the order of the inputs' factor."""
+        grids = rounded.grids
+        values = (rounded.codes - grids.zero[self.group_of]) * grids.scale[self.group_of]
+        errors: FloatArray = self.natural[self.inputs.order] - values
+        return errors
 
+    def _fitted(self, shrink: float) -> Grids:
+        """Grids of a part of the groups' ranges."""
+        starts = np.arange(0, len(self.natural), self.size)
+        # In units on the way in, and divided by them: scales are those of the weights as they are.
+        part = np.float32(shrink) / np.float32(self.unit)
+        low = np.minimum.reduceat(self.natural, starts, axis=0).astype(np.float32)
+        high = np.maximum.reduceat(self.natural, starts, axis=0).astype(np.float32)
+        grid = fit_grid(low * part, high * part, self.scheme, self.scale_dtype)
+        return self._in_units(grid.scale, grid.zero)
 
-def _better(one: _Rounding, other: _Rounding) -> _Rounding:
-    """Of each row the rounding with the lesser loss; a tie keeps the first."""
-    taken = other.loss.sum(axis=0) < one.loss.sum(axis=0)
-    return _Rounding(
-        np.where(taken, other.codes, one.codes),
-        _Grids(
-            np.where(taken, other.grids.scale, one.grids.scale),
-            np.where(taken, other.grids.zero, one.grids.zero),
-        ),
-        np.where(taken, other.loss, one.loss),
-    )
+    def _given(self, ranges: Quantized) -> Grids:
+        return self._in_units(ranges.scales.T.astype(np.float32), ranges.zero_points.T)
+
+    def _in_units(self, scale: npt.NDArray[np.float32], zero: npt.NDArray[np.generic]) -> Grids:
+        wide = self.natural.dtype
+        return Grids(scale.astype(wide) * wide.type(self.unit), zero.astype(wide))
+
+    def _run(self, targets: FloatArray, grids: Grids) -> Rounding:
+        return round_columns(targets, grids, self.inputs, self.group_of, (1 << self.scheme.bits) - 1)

@@ -56,7 +56,7 @@ def leading_subspace(matrix: Array, rank: int, seed: int = 0, unit: float = 1.0)
     xp = array_namespace(matrix)
     tall = matrix.shape[0] >= matrix.shape[1]
     a = matrix if tall else matrix.T
-    basis, images = _krylov_space(xp, a, max(LEAST_BLOCK, rank), _steps(*a.shape), seed, unit)
+    basis, images = _krylov_space(xp, a, max(LEAST_BLOCK, rank), krylov_steps(*a.shape), seed, unit)
     # Rayleigh-Ritz: the best rank-r approximation that the space holds.
     gram = xp.asarray(images.T @ images, dtype=xp.float64)
     _, vectors = xp.linalg.eigh((gram + gram.T) / 2)
@@ -65,12 +65,12 @@ def leading_subspace(matrix: Array, rank: int, seed: int = 0, unit: float = 1.0)
     return (long, short) if tall else (short, long)
 
 
-def _steps(large: int, small: int) -> int:
+def krylov_steps(large: int, small: int) -> int:
     """Blocks that hold over 99% of the energy of white noise's exact rank-8 approximation.
 
     Measured from 256² to 4096²: a line in the logarithm of the size, as the theory has it.
 
-    >>> _steps(1024, 1024), _steps(4096, 1024), _steps(11008, 4096)
+    >>> krylov_steps(1024, 1024), krylov_steps(4096, 1024), krylov_steps(11008, 4096)
     (7, 8, 10)
     """
     return max(5, math.ceil(0.51 * math.log2(large * small) - 3.23))
@@ -88,7 +88,7 @@ def _krylov_space(xp: Any, a: Array, block: int, steps: int, seed: int, unit: fl
     for _ in range(steps - 1):
         image, back = _multiply(xp, a, vectors, unit)
         images.append(image)
-        vectors = _orthonormal(xp, xp.concat(tuple(basis), axis=1), back)
+        vectors = orthonormal(xp, xp.concat(tuple(basis), axis=1), back)
         basis.append(vectors)
     images.append(a @ (vectors / unit))
     return xp.concat(tuple(basis), axis=1), xp.concat(tuple(images), axis=1)
@@ -108,7 +108,7 @@ def _multiply(xp: Any, a: Array, vectors: Array, unit: float) -> tuple[Array, Ar
     return xp.concat(tuple(images), axis=0), back
 
 
-def _orthonormal(xp: Any, basis: Array, vectors: Array) -> Array:
+def orthonormal(xp: Any, basis: Array, vectors: Array) -> Array:
     """Orthonormal vectors that span, with the basis, what the basis and the vectors span."""
     before = float(xp.sum(vectors * vectors))
     # Twice, or else rounding errors of the first grow from step to step: of a tall matrix, whose

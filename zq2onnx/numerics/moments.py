@@ -48,7 +48,10 @@ class Moments:
     @property
     def finite(self) -> bool:
         """Whether no NaN and no infinity was seen."""
-        return bool(np.isfinite(self.peak).all() and np.isfinite(np.diagonal(self.second)).all())
+        seen = [self.peak, np.diagonal(self.fitted)]
+        if self.held_out is not None:
+            seen.append(np.diagonal(self.held_out))
+        return all(bool(np.isfinite(part).all()) for part in seen)
 
 
 class MomentSum:
@@ -80,19 +83,20 @@ class MomentSum:
         self._tokens[held_out] += len(rows)
 
     def result(self) -> Moments:
-        """The means so far; the sums are given up.
+        """The means; the sums are given up. With held-out samples alone, they are fitted.
 
         Raises:
-            ValueError: nothing was added.
+            ValueError: nothing was added, or it was taken already.
         """
-        if not any(self._tokens):
-            raise ValueError("no input was added")
-        kinds = [0, 1] if self._tokens[0] else [1]  # with held-out samples alone, they are fitted
-        means = []
-        for kind in kinds:
-            sums, self._sums[kind] = self._sums[kind], None
+        means, tokens = [], []
+        for kind, sums in enumerate(self._sums):
+            self._sums[kind] = None
             if sums is not None:
                 sums /= self._tokens[kind]
                 means.append(sums.astype(np.float32, copy=False))
-        tokens = tuple(self._tokens) if self._tokens[0] else (self._tokens[1], 0)
-        return Moments(means[0], means[1] if len(means) > 1 else None, self._peak, (tokens[0], tokens[1]))
+                tokens.append(self._tokens[kind])
+        if not means:
+            raise ValueError("no input was added")
+        fitted, held_out = (*means, None)[:2]
+        assert fitted is not None
+        return Moments(fitted, held_out, self._peak, (tokens[0], sum(tokens[1:])))
