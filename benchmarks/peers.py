@@ -2,8 +2,8 @@
 
     python benchmarks/peers.py
 
-The same layers (a Gemm is a MatMul and an Add to the peers, which skip Gemms), no branch, no more bytes. Exits
-with 1 where GPTQ leaves more than `BAR` of the better peer's mean KL, or a file is larger than that peer's.
+The same layers (a Gemm is a MatMul and an Add to the peers, which skip Gemms), no branch. Exits with 1 where
+GPTQ leaves more than `BAR` of the better peer's mean KL, or its file is larger than that peer's.
 """
 
 from __future__ import annotations

