@@ -14,7 +14,7 @@ from zq2onnx.errors import UserError
 from zq2onnx.passes.candidates import EMBEDDING, LM_HEAD, Candidate, find_candidates, is_fed
 from zq2onnx.passes.planned import QuantizedWeight
 from zq2onnx.report import NodeReport, Status
-from zq2onnx.scheme import Scheme
+from zq2onnx.scheme import Clip, Scheme
 
 EMBEDDING_FIELDS = ("granularity", "symmetric", "clip")
 """What a rule may change of an embedding's scheme: its bits are `--embedding-bits`, it has no branch."""
@@ -135,7 +135,11 @@ def _embedding_scheme(
         return "embeddings are left float; --embedding-bits quantizes them"
     scheme = policy.embedding
     for rule in rules:
-        fields = {key: value for key, value in rule.overrides.items() if key in EMBEDDING_FIELDS}
+        fields = {
+            key: value
+            for key, value in rule.overrides.items()
+            if key in EMBEDDING_FIELDS and value is not Clip.AUTO  # which is gptq's
+        }
         scheme = dataclasses.replace(scheme, **fields)
     return scheme
 

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 
 import zq2onnx
+from tests import zoo
 from tests.convert import linear_model
 from zq2onnx.cli.app import main
+from zq2onnx.conversion.loading import load
 from zq2onnx.conversion.options import DEFAULTS, Choices, read_recipe, resolve
 from zq2onnx.errors import UserError
+from zq2onnx.passes.candidates import EMBEDDING
+from zq2onnx.passes.select_nodes import select_nodes
 from zq2onnx.scheme import Clip, FactorType, PerBlock, PerChannel, Scheme, Target
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,6 +142,9 @@ def test_defaults_that_depend_on_calibration_data(
     [
         ({"method": "gptq"}, False, "method gptq; required: calibration data; give --calib"),
         ({"lorc": "exact"}, False, "an exact low-rank branch; required: calibration data"),
+        ({"objective": "model"}, False, "objective model; required: calibration data"),
+        ({"calib_samples": 3}, False, "--calib-samples 3; required: calibration data"),
+        ({"calib_inputs": "float"}, False, "--calib-inputs float; required: calibration data"),
         (
             {"scheme": "w8a8", "act_granularity": "tensor", "target": "qdq"},
             False,
@@ -162,6 +169,43 @@ def test_gradients_need_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     for said in ({"method": "zq-local"}, {"method": "zq-global"}, {"objective": "model"}):
         with pytest.raises(UserError, match="without torch; required: torch; pip install"):
             resolve(Choices(**said), None, calibrated=True)
+
+
+@pytest.mark.parametrize(("calibrated", "expected"), [(True, "exact"), (False, "plain")])
+def test_a_table_may_leave_the_branch_to_the_data(recipe: Path, calibrated: bool, expected: str) -> None:
+    recipe.write_text('lorc = "plain"\n[[node]]\nmatch = "a"\nlorc = "auto"\n')
+    base, refined = resolve(Choices(), recipe, calibrated).schemes
+    assert (base.lorc.value, refined.lorc.value) == ("plain", expected)
+
+
+@pytest.mark.parametrize(
+    ("tables", "found"),
+    [
+        (
+            ('act-granularity = "tensor"', 'scheme = "w8a8"'),
+            "static activation scales; required: calibration",
+        ),
+        (('method = "rtn"', 'clip = "auto"'), "clip auto with method rtn; required: method gptq"),
+    ],
+)
+def test_tables_that_do_not_go_together_at_a_node(
+    tmp_path: Path, recipe: Path, tables: tuple[str, str], found: str
+) -> None:
+    model = linear_model.write(tmp_path / "m.onnx")
+    recipe.write_text("".join(f'[[node]]\nmatch = "layers"\n{table}\n' for table in tables))
+    with pytest.raises(UserError, match=found):
+        zq2onnx.convert(model, tmp_path / "q.onnx", recipe=recipe, target="qdq")
+    assert not (tmp_path / "q.onnx").exists()
+
+
+def test_an_embedding_heeds_no_clip_of_gptq(recipe: Path) -> None:
+    recipe.write_text('clip = "mse"\nembedding-bits = 8\n[[node]]\nmatch = "embed"\nclip = "auto"\n')
+    options = resolve(Choices(method="gptq"), recipe, calibrated=True)
+    selection = select_nodes(load(zoo.model("opt")).model, options.policy)
+    clips = {
+        scheme.clip.value for candidate, scheme in selection.chosen.values() if candidate.role == EMBEDDING
+    }
+    assert clips == {"mse"}
 
 
 def test_a_table_that_names_a_method_has_its_clip(recipe: Path) -> None:

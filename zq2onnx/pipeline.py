@@ -18,7 +18,7 @@ from zq2onnx.conversion.dumps import Dumps
 from zq2onnx.conversion.finish import copy_unchanged, finish, least_ir_version, stale_data
 from zq2onnx.conversion.identity import journal_header, stamp
 from zq2onnx.conversion.loading import Source, load, naming
-from zq2onnx.conversion.options import Choices, Options, resolve
+from zq2onnx.conversion.options import Choices, Options, check_scheme, resolve
 from zq2onnx.conversion.placement import plan_output
 from zq2onnx.conversion.stream import Progress, Writer
 from zq2onnx.conversion.summary import fill_nodes, fill_sizes, fill_smoothing, peak_rss_bytes, requirements
@@ -87,6 +87,7 @@ def convert(
     force: bool = False,
     progress: Progress | None = None,
     block_progress: BlockProgress | None = None,
+    gradient_progress: BlockProgress | None = None,
     check_progress: Progress | None = None,
 ) -> Report:
     """Quantize an exported transformer and write a model that stock ONNX Runtime runs.
@@ -100,6 +101,8 @@ def convert(
             `OUT.onnx.data`.
         progress: called with the number of parameters done since the last call and of all.
         block_progress: called with the number of transformer blocks calibrated so far and of all.
+        gradient_progress: called with the number of steps done so far, and of all, of the pass over the
+            model that gathers gradients for `objective="model"`.
         check_progress: called with the number of nodes checked so far and of those to check.
 
     Returns:
@@ -160,7 +163,15 @@ def convert(
         selection = prepare(source, options, result, dumps)
         if selection.chosen:
             run = Run(source, options, files, journal, dumps, resumed, samples)
-            quantize(run, selection, result, workers, progress or _silent, block_progress or _silent)
+            quantize(
+                run,
+                selection,
+                result,
+                workers,
+                progress or _silent,
+                block_progress or _silent,
+                gradient_progress or _silent,
+            )
         else:
             copy_unchanged(source, files)
             result.bytes_after = source.nbytes
@@ -222,6 +233,8 @@ def prepare(source: Source, options: Options, result: Report, dumps: Dumps) -> S
     if not selection.chosen and source.data and Path(result.output).parent.resolve() == source.folder:
         names = ", ".join(path.name for path in source.data)
         result.warnings.append(f"{result.output} reads its weights from the input's data: {names}")
+    for _, scheme in selection.chosen.values():
+        check_scheme(scheme, options)
     if selection.chosen:
         result.warnings += [*normalize.warnings, *selection.warnings, *raising.warnings]
     return selection
@@ -234,10 +247,11 @@ def quantize(
     workers: int,
     progress: Progress,
     block_progress: BlockProgress,
+    gradient_progress: BlockProgress,
 ) -> None:
     """Rewrite the graph, stream the weights, publish the files; tell the report."""
     graph, files = run.source.model, run.files
-    calibration = set_up(run.source, run.options, run.samples, selection, block_progress)
+    calibration = set_up(run.source, run.options, run.samples, selection, block_progress, gradient_progress)
     sites = () if calibration is None else calibration.sites
     with naming(run.source.path):
         run.dumps.run(passes_for(run.options, selection, graph), graph)

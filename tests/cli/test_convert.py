@@ -42,7 +42,7 @@ def test_requirements_are_told() -> None:
     needs = Requirements("1.27", {"": 25}, 12, ["CUDAExecutionProvider"], {"session.key": "0"})
     assert requirements(Report({}, needs)) == (
         "needs onnxruntime >= 1.27, a GPU (CUDAExecutionProvider); the session option session.key=0 keeps"
-        " activations float (without it ONNX Runtime rounds them to int8: faster, less exact)"
+        " float activations float (without it ONNX Runtime rounds them to int8: faster, less exact)"
     )
 
 

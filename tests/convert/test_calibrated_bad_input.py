@@ -120,6 +120,12 @@ def test_activations_that_are_not_finite(
     assert message.count(str(model)) == 1
 
 
+def test_a_weight_that_is_not_finite_is_named_and_not_what_it_makes(refused: Refusal, model: Path) -> None:
+    spoil(model, "model.decoder.layers.0.fc1.weight", np.nan)
+    message = refused(*options(model))
+    assert "node 'model.decoder.layers.0.fc1': " in message and "numbers of its weight" in message
+
+
 def test_text_shorter_than_a_sample(refused: Refusal, model: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("four words and no more")
     message = refused(*options(model, tmp_path / "short.txt", calib_length=32))
@@ -235,6 +241,38 @@ def test_methods_that_need_data(refused: Refusal, model: Path, given: list[str],
 def test_text_for_a_model_that_reads_none(refused: Refusal, tmp_path: Path) -> None:
     path = linear_model.write(tmp_path / "m.onnx")
     assert "--calib FILE.npz" in refused(path, "--calib", TEXT, "--tokenizer", tmp_path)
+
+
+def test_a_tokenizer_for_nothing(refused: Refusal, model: Path) -> None:
+    assert "--calib FILE.txt" in refused(model, "--tokenizer", model.parent)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "token"])
+def test_one_scale_for_two_inputs(
+    refused: Refusal, tmp_path: Path, capsys: pytest.CaptureFixture[str], granularity: str
+) -> None:
+    """One weight behind two values: a static scale would be calibrated on the first alone."""
+    rng = np.random.default_rng(0)
+    tensors = {"w": rng.normal(0, 0.2, (32, 32)).astype(np.float32), "large": np.full(32, 50, np.float32)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Mul", ["a", "large"], ["b"], name="mul"),
+        helper.make_node("MatMul", ["b", "w"], ["y"], name="second"),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 32]) for name in "xy"]
+    held = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], held)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(made, tmp_path / "m.onnx")
+    np.savez(tmp_path / "c.npz", x=rng.normal(size=(16, 32)).astype(np.float32))
+    command = [tmp_path / "m.onnx", "-o", tmp_path / "q.onnx", "--calib", tmp_path / "c.npz"]
+    command += ["--scheme", "w8a8", "--target", "qdq", "--act-granularity", granularity]
+    if granularity == "tensor":
+        message = refused(*command)
+        assert "nodes 'first' and 'second'" in message and "--exclude '^second$'" in message
+        command += ["--exclude", "^second$"]
+    assert main(["convert", *map(str, command)]) == 0
+    capsys.readouterr()
 
 
 def test_one_scale_a_tensor_is_not_portable(refused: Refusal, model: Path) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from tests import zoo
 from tests.calibration.walking import normalized, run_whole
-from tests.convert.calibrating import all_feeds, calibrate, means, written_weights
+from tests.convert.calibrating import TEXT, all_feeds, calibrate, means, written_weights
 from tests.convert.converting import contents
 from tests.convert.test_calibrated_resume import interrupt
 from zq2onnx.calibration.walk import Step
+from zq2onnx.cli.app import main
+from zq2onnx.errors import UserError
 from zq2onnx.passes.partition import Piece, blocks, partition
 from zq2onnx.passes.planned import QuantizedWeight
 
@@ -93,6 +99,49 @@ def test_the_models_objective(name: str, tmp_path: Path) -> None:
     one, other = (written_weights(tmp_path / f"{kind}.onnx") for kind in ("layer", "model"))
     assert sum(not np.array_equal(one[key], other[key]) for key in one) > 0.9 * len(one)
     assert means(layer) < means(whole) < 2 * means(layer)  # each is best at what it is asked for
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fc2.weight", r"layers.0.fc2': 1 of the \d+ numbers of its weight .* are NaN or infinite"),
+        ("fc1.weight", r"layers.0.fc1': 1 of the \d+ numbers of its weight .* are NaN or infinite"),
+        ("fc1.bias", "the input of node '.*layers.0.fc2' is NaN or infinite"),
+    ],
+)
+def test_what_is_not_finite_is_named(tmp_path: Path, name: str, message: str) -> None:
+    """Before training starts."""
+    model = tmp_path / "m" / "model.onnx"
+    shutil.copytree(zoo.model("opt").parent, model.parent)
+    proto = onnx.load(model)
+    [spoilt] = [tensor for tensor in proto.graph.initializer if f"layers.0.{name}" in tensor.name]
+    values = numpy_helper.to_array(spoilt).copy()
+    values.flat[0] = np.nan
+    spoilt.CopyFrom(numpy_helper.from_array(values, spoilt.name))
+    onnx.save(proto, model)
+    with pytest.raises(UserError, match=message):
+        calibrate(model, tmp_path / "q.onnx", method="zq-global", only=["layers.0"])
+
+
+def test_gathering_gradients_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the blocks, in steps of its own: a piece forwards or back."""
+    shown: list[str] = []
+
+    @contextlib.contextmanager
+    def bar(
+        description: str, total: float | None, quiet: bool, unit: str
+    ) -> Iterator[Callable[[float], None]]:
+        advanced: list[float] = []
+        yield advanced.append
+        assert sum(advanced) == total or description == "quantizing"
+        shown.append(description)
+
+    monkeypatch.setattr("zq2onnx.cli.convert.console.progress", bar)
+    model = zoo.model("opt")
+    command = ["convert", model, "-o", tmp_path / "q.onnx", "--calib", TEXT, "--tokenizer", model.parent]
+    command += ["--calib-samples", 4, "--calib-length", 16, "--quiet", "--objective", "model"]
+    assert main([*map(str, command)]) == 0
+    assert shown == ["quantizing", "gathering gradients", "calibrating", "checking"]
 
 
 CASES: dict[str, dict[str, Any]] = {

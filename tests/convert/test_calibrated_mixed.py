@@ -114,7 +114,10 @@ def test_a_weight_of_two_blocks_is_replaced_in_both(jobs: int, tmp_path: Path) -
         model, path, target="qdq", scheme="w2a16", include=["lm_head"], lorc_rank=0, jobs=jobs, check="full"
     )
     first, second = (node(report, f"layers.{layer}.fc1") for layer in (0, 1))
-    assert first.output_error == second.output_error and first.reason == second.reason == ""
+    assert first.output_error == second.output_error and first.reason == second.reason
+    assert (
+        first.reason == f"calibrated on the input of {first.name!r} alone, of 2 nodes that share its weight"
+    )
     written = written_weights(path)
     one, other = (written[f"model.decoder.layers.{layer}.fc1"] for layer in (0, 1))
     assert np.array_equal(one, other)

@@ -79,7 +79,7 @@ def output_moments(
         seed: of the labels, or of ε.
         threads: of ONNX Runtime and torch; None for as many as there are cores.
         budget: bytes of activations and gradients to keep in memory; more go to disk.
-        progress: is told how many of how many steps are done.
+        progress: is told how many of how many steps are done, 0 first.
 
     Returns:
         By node; the caller closes it.
@@ -143,6 +143,7 @@ class _Backward:
         backward = range(last, wanted[0] - 1, -1) if wanted else range(0)
         forward = range(last if wanted else 0)
         steps = len(forward) + len(backward)
+        progress(0, steps)
         for done, index in enumerate(forward):
             self._forward(index)
             if index < wanted[0]:

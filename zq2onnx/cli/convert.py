@@ -332,6 +332,7 @@ def convert(
             force=force,
             progress=bars.quantizing,
             block_progress=bars.calibrating,
+            gradient_progress=bars.gathering,
             check_progress=bars.checking,
         )
     if not quiet:
@@ -345,9 +346,8 @@ class _Bars:
         self.stack = stack
         self.quiet = quiet
         self.shown = ""
-        self.blocks = 0
+        self.counted = 0
         self.in_blocks = False
-        self.checked = 0
         self.advance: Callable[[float], None] | None = None
 
     def quantizing(self, done: int, total: int) -> None:
@@ -359,13 +359,21 @@ class _Bars:
     def calibrating(self, done: int, total: int) -> None:
         """So many blocks are calibrated; from now on weights are counted in blocks."""
         self.in_blocks = True
-        self._show("calibrating", total, "blocks")(done - self.blocks)
-        self.blocks = done
+        self._count("calibrating", done, total, "blocks")
+
+    def gathering(self, done: int, total: int) -> None:
+        """So many steps of the pass that gathers gradients are done."""
+        self._count("gathering gradients", done, total, "steps")
 
     def checking(self, done: int, total: int) -> None:
         """So many nodes are checked."""
-        self._show("checking", total, "nodes")(done - self.checked)
-        self.checked = done
+        self._count("checking", done, total, "nodes")
+
+    def _count(self, description: str, done: int, total: int, unit: str) -> None:
+        """Let a bar stand at `done`."""
+        before = self.counted if self.shown == description else 0
+        self._show(description, total, unit)(done - before)
+        self.counted = done
 
     def _show(self, description: str, total: int, unit: str) -> Callable[[float], None]:
         if self.advance is None or self.shown != description:

@@ -76,7 +76,7 @@ def requirements(report: Report) -> str:
     text = f"needs {', '.join(needs)}"
     for key, value in report.requires.session_config.items():
         text += (
-            f"; the session option {key}={value} keeps activations float"
+            f"; the session option {key}={value} keeps float activations float"
             " (without it ONNX Runtime rounds them to int8: faster, less exact)"
         )
     return text

@@ -7,7 +7,8 @@ dumps      the graph after every pass
 placement  where every output tensor goes
 compute    what a worker does with one weight
 stream     the workers
-calibrated the workers, one transformer block after the other; reread, what an earlier run wrote
+calibrated the workers, one transformer block after the other; reread, what an earlier run wrote;
+           static_scales, what calibration must tell
 finish     point the graph at the bytes, give the files their names
 identity   what makes two conversions the same
 summary    the report

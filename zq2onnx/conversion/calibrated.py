@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -14,19 +13,19 @@ import threadpoolctl
 from zq2onnx.calibration.linears import find_linears
 from zq2onnx.calibration.walk import Step, Walk
 from zq2onnx.conversion.calibration import Calibration
-from zq2onnx.conversion.compute import Facts, float_matrix
+from zq2onnx.conversion.compute import Facts, float_matrix, not_finite
 from zq2onnx.conversion.options import CalibrationInputs
 from zq2onnx.conversion.placement import Compute, Plan
 from zq2onnx.conversion.reread import reread
+from zq2onnx.conversion.static_scales import check_shared, check_told
 from zq2onnx.conversion.stream import Progress, Writer, Written, finished
 from zq2onnx.conversion.summary import UNREACHED
-from zq2onnx.errors import UserError
 from zq2onnx.numerics.calibrated import Evidence
 from zq2onnx.numerics.grid import Float32Array, Quantized
 from zq2onnx.numerics.moments import Moments
 from zq2onnx.numerics.smooth import smoothing_scales
 from zq2onnx.passes.partition import Piece, blocks
-from zq2onnx.passes.planned import Part, QuantizedWeight
+from zq2onnx.passes.planned import QuantizedWeight
 from zq2onnx.scheme import Method, Objective
 from zq2onnx.storage.journal import Journal
 from zq2onnx.storage.output import OutputFiles
@@ -79,33 +78,20 @@ class CalibratedWriter(Writer):
         self._do_all(pool, [task for task in self.plan.tasks if getattr(task, "weight", None) not in walked])
         linears = find_linears(self.calibration.model)
         reached = {weights[name] for name in weights if name in linears}
-        self._check_scales(walked - self.done - reached)
+        check_told(self.tasks[weight] for weight in walked - self.done - reached)
+        check_shared(weights, self.tasks, linears)
+        # Before anything is run: what a NaN in a weight makes of activations would be blamed on them.
+        finished([pool.submit(check_finite, self.tasks[weight]) for weight in walked - self.done])
         if walked - self.done or self.site_of:
             with contextlib.ExitStack() as stack:
                 self._open_gradients(stack, walked - self.done)
                 self._walk(pool, stack)
         self._round(pool, walked - self.done)
 
-    def _check_scales(self, unreached: Collection[QuantizedWeight]) -> None:
-        """Refuse static activation scales that nothing tells.
-
-        Raises:
-            UserError: one of the weights has such a scale.
-        """
-        for weight in unreached:
-            node = self.tasks[weight].node
-            if any(part.part is Part.ACT_SCALE for part in self.tasks[weight].parts):
-                raise UserError(
-                    f"node {node!r}: calibration does not reach it, and nothing else tells the one scale of"
-                    " its activations",
-                    "a node outside of subgraphs that onnxruntime runs",
-                    f"leave it float: --exclude '^{re.escape(node)}$'",
-                )
-
     def _round(self, pool: ThreadPoolExecutor, unreached: Collection[QuantizedWeight]) -> None:
         """Round what the walk did not reach to nearest."""
-        self._check_scales(unreached)
         tasks = [task for weight, task in self.tasks.items() if weight in unreached]
+        check_told(tasks)
         notes = [ROUNDED if task.weight.scheme.calibrated else "" for task in tasks]
         with threadpoolctl.threadpool_limits(1):
             finished(
@@ -124,7 +110,9 @@ class CalibratedWriter(Writer):
         from zq2onnx.calibration.torch_gradients import output_moments  # needs torch
 
         given = self.calibration
-        moments = output_moments(given.model, given.source.path, given.samples, asking)
+        moments = output_moments(
+            given.model, given.source.path, given.samples, asking, progress=given.gradient_progress
+        )
         self.gradients = stack.enter_context(moments)
         self.warnings += moments.notes
 
@@ -203,7 +191,12 @@ class CalibratedWriter(Writer):
         first = {weights[name]: name for name in reversed(names)}
         with threadpoolctl.threadpool_limits(1):
             futures = {
-                weight: pool.submit(self._quantize, weight, self._evidence(first[weight], moments, chosen))
+                weight: pool.submit(
+                    self._quantize,
+                    weight,
+                    self._evidence(first[weight], moments, chosen),
+                    self._sharing(weight, first[weight]),
+                )
                 for weight in fresh
             }
             finished(list(futures.values()))
@@ -215,8 +208,15 @@ class CalibratedWriter(Writer):
         self.behind.update(effective)
         return {name: self._unsmoothed(name, effective[weights[name]]) for name in names}
 
-    def _quantize(self, weight: QuantizedWeight, evidence: Evidence) -> Float32Array:
-        computed = self._compute(self.tasks[weight], evidence)
+    def _sharing(self, weight: QuantizedWeight, observed: str) -> str:
+        """What is to be said of a weight that several nodes read."""
+        readers = sum(other == weight for other in self.calibration.weights.values())
+        if readers == 1:
+            return ""
+        return f"calibrated on the input of {observed!r} alone, of {readers} nodes that share its weight"
+
+    def _quantize(self, weight: QuantizedWeight, evidence: Evidence, note: str) -> Float32Array:
+        computed = self._compute(self.tasks[weight], evidence, note)
         return computed.numbers.effective(weight.scheme.granularity)
 
     def _reread(self, weight: QuantizedWeight) -> Float32Array:
@@ -249,6 +249,18 @@ class CalibratedWriter(Writer):
         site = self.site_of.get(name)
         scales = None if site is None else self.smoothing.get(site.norm)
         return weight if scales is None else weight / scales
+
+
+def check_finite(task: Compute) -> None:
+    """Make sure that a weight has no NaN and no infinity.
+
+    Raises:
+        UserError: it has.
+    """
+    matrix = float_matrix(task.weight)
+    nonfinite = matrix.size - int(np.count_nonzero(np.isfinite(matrix)))
+    if nonfinite:
+        raise not_finite(task.weight, task.node, nonfinite)
 
 
 def _peak(weight: QuantizedWeight) -> Float32Array:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from zq2onnx.calibration.samples import Samples, load_samples
 from zq2onnx.conversion.loading import Source
 from zq2onnx.conversion.options import CalibrationOptions, Options, Smooth
+from zq2onnx.errors import UserError
 from zq2onnx.passes.candidates import EMBEDDING
 from zq2onnx.passes.find_smoothable import Site, find_smoothable
 from zq2onnx.passes.planned import QuantizedWeight
@@ -18,7 +19,7 @@ from zq2onnx.passes.select_nodes import Selection
 from zq2onnx.scheme import Activation, Method
 
 BlockProgress = Callable[[int, int], None]
-"""Called with the number of blocks done and of all: with 0 first, then once for each block."""
+"""Called with the number of blocks, or of steps, done and of all: with 0 first, then once for each."""
 
 SMOOTHING_IS_OFF = "--smooth off"
 
@@ -36,6 +37,7 @@ class Calibration:
         sites: where activation outliers can be moved into the weights, and are to be.
         rough: why linears with int8 activations belong to no site, by their names.
         progress: told of blocks.
+        gradient_progress: told of steps of the pass that gathers gradients.
     """
 
     model: ir.Model
@@ -46,6 +48,7 @@ class Calibration:
     sites: Sequence[Site]
     rough: Mapping[str, str]
     progress: BlockProgress
+    gradient_progress: BlockProgress
 
 
 def read_samples(
@@ -57,13 +60,20 @@ def read_samples(
         UserError: the samples cannot be read, or do not fit the model.
     """
     if calib is None or options.calibration is None:
+        if tokenizer is not None:
+            raise UserError(f"--tokenizer {tokenizer}", "a text that it is for", "give --calib FILE.txt")
         return None
     given = options.calibration
     return load_samples(source.model, source.path, calib, tokenizer, given.samples, given.length)
 
 
 def set_up(
-    source: Source, options: Options, samples: Samples | None, selection: Selection, progress: BlockProgress
+    source: Source,
+    options: Options,
+    samples: Samples | None,
+    selection: Selection,
+    progress: BlockProgress,
+    gradient_progress: BlockProgress,
 ) -> Calibration | None:
     """Copy the float graph, before passes rewrite it, and find where it can be smoothed.
 
@@ -73,6 +83,7 @@ def set_up(
         samples: what it is to be calibrated on; without them there is no calibration.
         selection: its weights are filled in later, by the passes.
         progress: told of blocks.
+        gradient_progress: told of steps of the pass that gathers gradients.
     """
     if samples is None or options.calibration is None:
         return None
@@ -86,6 +97,7 @@ def set_up(
         sites,
         rough,
         progress,
+        gradient_progress,
     )
 
 

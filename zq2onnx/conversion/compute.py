@@ -72,12 +72,7 @@ def compute_weight(
         float_matrix(weight), weight.scheme, weight.view.dtype.numpy(), evidence=evidence
     )
     if numbers.nonfinite:
-        raise UserError(
-            f"node {node!r}: {numbers.nonfinite} of the {weight.view.k * weight.view.n} numbers of its"
-            f" weight {weight.view.name!r} are NaN or infinite",
-            "finite weights",
-            f"mend the model, or leave the node float: --exclude '^{re.escape(node)}$'",
-        )
+        raise not_finite(weight, node, numbers.nonfinite)
     facts = Facts(
         numbers.weight_error,
         numbers.weight_error_without_lorc,
@@ -87,6 +82,16 @@ def compute_weight(
         numbers.note,
     )
     return Computed([_as_bytes(_render(numbers, part)) for part in parts], facts, numbers)
+
+
+def not_finite(weight: QuantizedWeight, node: str, count: int) -> UserError:
+    """What is said of a weight with so many numbers that are none."""
+    return UserError(
+        f"node {node!r}: {count} of the {weight.view.k * weight.view.n} numbers of its weight"
+        f" {weight.view.name!r} are NaN or infinite",
+        "finite weights",
+        f"mend the model, or leave the node float: --exclude '^{re.escape(node)}$'",
+    )
 
 
 def float_matrix(weight: QuantizedWeight) -> np.ndarray:

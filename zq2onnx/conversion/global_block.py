@@ -36,7 +36,7 @@ def choose_block(
 
     Raises:
         UserError: an operator is unknown to torch's counterpart, or it does not compute what ONNX Runtime
-            does.
+            does; or a layer's weight or input is not finite.
     """
     halves = [TorchPiece(piece.nodes) for piece in group]
     try:
@@ -68,7 +68,7 @@ def _linears(
     }
     weights = {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
     sums = {name: MomentSum(weight.view.k) for name, weight in linears.items()}
-    with torch.no_grad():
+    with torch.no_grad(), np.errstate(all="ignore"):  # what is not finite is told below
         for current, _, held_out in step.batches(group[1:]):
             values = {name: torch.from_numpy(np.array(array)) for name, array in current.items()}
             for half in halves:
@@ -76,8 +76,15 @@ def _linears(
     given = {}
     for name, weight in linears.items():
         scheme = dataclasses.replace(weight.scheme, method=START, clip=START_CLIP, lorc_rank=0)
-        evidence = Evidence(sums[name].result())
-        start = quantize_calibrated(matrices[name], scheme, weight.view.dtype.numpy(), evidence)
+        moments = sums[name].result()
+        if not moments.finite:
+            raise UserError(
+                f"method zq-global: the input of node {name!r} is NaN or infinite on calibration samples",
+                "finite activations",
+                "see whether the model or the samples are at fault",
+            )
+        dtype = weight.view.dtype.numpy()
+        start = quantize_calibrated(matrices[name], scheme, dtype, Evidence(moments))
         given[name] = BlockLinear(matrices[name], weight.scheme, start.quantized)
     return given
 

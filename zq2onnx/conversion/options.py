@@ -69,6 +69,9 @@ BY_GRADIENT = (Method.ZQ_LOCAL, Method.ZQ_GLOBAL)
 
 AUTO = "auto"
 
+_DATA = "calibration data"
+_GIVE_DATA = "give --calib FILE.txt --tokenizer DIR, or FILE.npz"
+
 DEFAULTS = Choices(
     scheme="w4a16",
     group_size=128,
@@ -188,7 +191,7 @@ class Options:
 
     @property
     def schemes(self) -> list[Scheme]:
-        """Every scheme that a node may get: by default, and refined by each rule alone and by all."""
+        """The scheme by default, and refined by each rule alone; rules that meet at a node are not joined."""
         base = self.policy.scheme
         overrides = [rule.overrides for rule in self.policy.rules]
         return [base, *(dataclasses.replace(base, **fields) for fields in overrides)]
@@ -265,34 +268,48 @@ def resolve(said: Choices, recipe: Path | None, calibrated: bool = False) -> Opt
         if value is not None:
             _check_type(key, value)
     _options(said.over(DEFAULTS), (), calibrated)
+    for key, value in vars(said).items():
+        if key.startswith("calib_") and value is not None and not calibrated:
+            raise UserError(f"--{key.replace('_', '-')} {value}", _DATA, _GIVE_DATA)
     in_recipe, rules = (Choices(), ()) if recipe is None else read_recipe(recipe, calibrated)
     options = _options(said.over(in_recipe).over(DEFAULTS), rules, calibrated)
-    _check_data(options)
+    for scheme in options.schemes:
+        check_scheme(scheme, options)
     return options
 
 
-def _check_data(options: Options) -> None:
-    """Make sure that there is calibration data for what needs it, and torch.
+def check_scheme(scheme: Scheme, options: Options) -> None:
+    """Make sure that a scheme goes with the target, and that there is what it needs: data, torch.
 
     Raises:
-        UserError: there is not.
+        UserError: it does not, or there is not.
     """
-    for scheme in options.schemes:
-        if scheme.calibrated and options.calibration is None:
-            what = f"method {scheme.method.value}"
-            if scheme.method is Method.RTN:
-                static = scheme.act_granularity is ActGranularity.TENSOR
-                what = "static activation scales" if static else "an exact low-rank branch"
-            raise UserError(what, "calibration data", "give --calib FILE.txt --tokenizer DIR, or FILE.npz")
-        if needs_torch(scheme) and importlib.util.find_spec("torch") is None:
-            by_gradient = scheme.method in BY_GRADIENT
-            what = f"method {scheme.method.value}" if by_gradient else "objective model"
-            raise UserError(f"{what} without torch", "torch", 'pip install "zq2onnx[torch]"')
-        if scheme.clip is Clip.AUTO and scheme.method is not Method.GPTQ:
-            raise UserError(f"clip auto with method {scheme.method.value}", "method gptq", "or another clip")
-        static = scheme.activation is Activation.A8 and scheme.act_granularity is ActGranularity.TENSOR
-        if static and options.target is Target.PORTABLE:
-            raise UserError("target portable with one activation scale a tensor", "--target qdq")
+    if options.calibration is None and (what := _needs_data(scheme)):
+        raise UserError(what, _DATA, _GIVE_DATA)
+    if needs_torch(scheme) and importlib.util.find_spec("torch") is None:
+        by_gradient = scheme.method in BY_GRADIENT
+        what = f"method {scheme.method.value}" if by_gradient else "objective model"
+        raise UserError(f"{what} without torch", "torch", 'pip install "zq2onnx[torch]"')
+    if scheme.clip is Clip.AUTO and scheme.method is not Method.GPTQ:
+        raise UserError(f"clip auto with method {scheme.method.value}", "method gptq", "or another clip")
+    if _is_static(scheme) and options.target is Target.PORTABLE:
+        raise UserError("target portable with one activation scale a tensor", "--target qdq")
+
+
+def _needs_data(scheme: Scheme) -> str:
+    """What of a scheme cannot be had without calibration data; "" where there is nothing."""
+    if scheme.method is not Method.RTN:
+        return f"method {scheme.method.value}"
+    if _is_static(scheme):
+        return "static activation scales"
+    if scheme.lorc is Compensation.EXACT and scheme.lorc_rank > 0:
+        return "an exact low-rank branch"
+    return "objective model" if scheme.objective is Objective.MODEL else ""
+
+
+def _is_static(scheme: Scheme) -> bool:
+    """Whether its activations have one scale for good."""
+    return scheme.activation is Activation.A8 and scheme.act_granularity is ActGranularity.TENSOR
 
 
 def needs_torch(scheme: Scheme) -> bool:
@@ -304,10 +321,16 @@ def _by_default(choices: Choices, calibrated: bool) -> Choices:
     """What depends on whether there is calibration data."""
     method = choices.method or (Method.GPTQ.value if calibrated else Method.RTN.value)
     clip = choices.clip or (Clip.AUTO.value if method == Method.GPTQ.value else Clip.NONE.value)
-    lorc = choices.lorc
-    if lorc == AUTO:
-        lorc = (Compensation.EXACT if calibrated else Compensation.PLAIN).value
-    return dataclasses.replace(choices, method=method, clip=clip, lorc=lorc)
+    return dataclasses.replace(
+        choices, method=method, clip=clip, lorc=_compensation(choices.lorc, calibrated)
+    )
+
+
+def _compensation(said: str | None, calibrated: bool) -> str | None:
+    """What `--lorc auto` stands for; another word for itself."""
+    if said != AUTO:
+        return said
+    return (Compensation.EXACT if calibrated else Compensation.PLAIN).value
 
 
 def _options(choices: Choices, rules: tuple[NodeRule, ...], calibrated: bool) -> Options:
@@ -358,7 +381,7 @@ def read_recipe(path: Path, calibrated: bool = False) -> tuple[Choices, tuple[No
             raise UserError("`node` is not an array of tables", "[[node]] tables")
         choices = _choices(table)
         _options(choices.over(DEFAULTS), (), calibrated)
-        return choices, tuple(_rule(number, node) for number, node in enumerate(nodes, 1))
+        return choices, tuple(_rule(number, node, calibrated) for number, node in enumerate(nodes, 1))
     except UserError as error:
         raise UserError(f"{path}: {error.found}", error.required, error.remedy) from None
 
@@ -372,14 +395,14 @@ def _choices(table: dict[str, Any]) -> Choices:
     return Choices(**said)
 
 
-def _rule(number: int, table: dict[str, Any]) -> NodeRule:
+def _rule(number: int, table: dict[str, Any], calibrated: bool) -> NodeRule:
     """The `number`th [[node]] table of a recipe."""
     where = f"[[node]] table {number}"
     try:
         said = _checked(table, _NODE_KEYS)
         if "match" not in said:
             raise UserError("it has no `match`", 'match = "REGEX"')
-        overrides = scheme_fields(said)
+        overrides = scheme_fields(said | {"lorc": _compensation(said.get("lorc"), calibrated)})
         Scheme(**overrides)  # is checked when made
     except UserError as error:
         raise UserError(f"{where}: {error.found}", error.required, error.remedy) from None
