@@ -2,7 +2,8 @@
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
 .PHONY: setup lint type test test-runtimes wheel bench bench-convert bench-bodies bench-acceptance \
-	bench-perplexity bench-sentences bench-large
+	bench-perplexity bench-sentences bench-large bench-calibrated bench-peers bench-methods \
+	bench-calibrate-large
 
 setup:
 	python3 -m venv .venv
@@ -47,6 +48,22 @@ bench-sentences:
 # A model over 2 GB
 bench-large:
 	$(PYTHON) benchmarks/large_model.py
+
+# What calibration leaves of round-to-nearest's divergence; half an hour, needs ../shared
+bench-calibrated:
+	$(PYTHON) benchmarks/calibrated.py
+
+# The same beside ONNX Runtime's own quantizers; minutes, needs ../shared
+bench-peers:
+	$(PYTHON) benchmarks/peers.py
+
+# The methods of ZeroQuant-V2 beside each other, on the bundled model
+bench-methods:
+	$(PYTHON) benchmarks/methods.py
+
+# Time and memory of calibrating 302 M parameters; most of an hour, needs ../shared
+bench-calibrate-large:
+	$(PYTHON) benchmarks/calibrate_large.py
 
 wheel:
 	$(PYTHON) -m build --no-isolation

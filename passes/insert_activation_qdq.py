@@ -66,8 +66,12 @@ def _rewrite(group: Group, node: ir.Node, weight: QuantizedWeight) -> None:
 def _has_integer_product(weight: QuantizedWeight) -> bool:
     """Whether ONNX Runtime's CPU can multiply int8 activations with the codes as they are."""
     scheme = weight.scheme
-    static = scheme.act_granularity is ActGranularity.TENSOR
-    return static and scheme.bits == 8 and not weight.blocked and weight.view.dtype is ir.DataType.FLOAT
+    return (
+        scheme.static_activations
+        and scheme.bits == 8
+        and not weight.blocked
+        and weight.view.dtype is ir.DataType.FLOAT
+    )
 
 
 def _is_rounded(node: ir.Node) -> bool:
@@ -93,8 +97,7 @@ class _Rounding:
         """The rounded activation, in its own type."""
         dtype, float32 = self.weight.view.dtype, ir.DataType.FLOAT
         wide = activation if dtype is float32 else self._node("Cast", "A_wide", activation, to=float32.value)
-        static = self.weight.scheme.act_granularity is ActGranularity.TENSOR
-        rounded = self._static(wide) if static else self._dynamic(wide)
+        rounded = self._static(wide) if self.weight.scheme.static_activations else self._dynamic(wide)
         if dtype is not float32:
             return self._node("Cast", "A_narrow", rounded, to=dtype.value)
         return rounded if _has_integer_product(self.weight) else self._node("Max", "A_apart", rounded)

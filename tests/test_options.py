@@ -13,8 +13,10 @@ import zq2onnx
 from tests import zoo
 from tests.convert import linear_model
 from zq2onnx.cli.app import main
+from zq2onnx.conversion.choices import DEFAULTS, Choices
 from zq2onnx.conversion.loading import load
-from zq2onnx.conversion.options import DEFAULTS, Choices, read_recipe, resolve
+from zq2onnx.conversion.options import resolve
+from zq2onnx.conversion.recipe import read_recipe
 from zq2onnx.errors import UserError
 from zq2onnx.passes.candidates import EMBEDDING
 from zq2onnx.passes.select_nodes import select_nodes

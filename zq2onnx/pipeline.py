@@ -12,15 +12,16 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from zq2onnx.calibration.samples import Samples
-from zq2onnx.conversion.calibrated import CalibratedWriter
 from zq2onnx.conversion.calibration import BlockProgress, read_samples, set_up
+from zq2onnx.conversion.choices import Choices
 from zq2onnx.conversion.dumps import Dumps
 from zq2onnx.conversion.finish import copy_unchanged, finish, least_ir_version, stale_data
 from zq2onnx.conversion.identity import journal_header, stamp
 from zq2onnx.conversion.loading import Source, load, naming
-from zq2onnx.conversion.options import Choices, Options, check_scheme, resolve
+from zq2onnx.conversion.options import Options, check_scheme, resolve
 from zq2onnx.conversion.placement import plan_output
 from zq2onnx.conversion.stream import Progress, Writer
+from zq2onnx.conversion.stream_calibrated import CalibratedWriter
 from zq2onnx.conversion.summary import fill_nodes, fill_sizes, fill_smoothing, peak_rss_bytes, requirements
 from zq2onnx.errors import CheckFailed, UserError
 from zq2onnx.passes.add_low_rank import AddLowRankPass

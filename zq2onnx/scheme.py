@@ -263,8 +263,12 @@ class Scheme:
     def calibrated(self) -> bool:
         """Whether its bytes depend on calibration data."""
         exact = self.lorc is Compensation.EXACT and self.lorc_rank > 0
-        static = self.activation is Activation.A8 and self.act_granularity is ActGranularity.TENSOR
-        return self.method is not Method.RTN or exact or static
+        return self.method is not Method.RTN or exact or self.static_activations
+
+    @property
+    def static_activations(self) -> bool:
+        """Whether one scale, told by calibration, serves all its int8 activations."""
+        return self.activation is Activation.A8 and self.act_granularity is ActGranularity.TENSOR
 
     def without_lorc(self) -> Scheme:
         """The same scheme with the low-rank branch off."""

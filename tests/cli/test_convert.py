@@ -12,7 +12,7 @@ from tests import zoo
 from tests.convert import linear_model
 from zq2onnx.cli.app import main
 from zq2onnx.cli.outcome import print_report, requirements
-from zq2onnx.conversion.options import DEFAULTS
+from zq2onnx.conversion.choices import DEFAULTS
 from zq2onnx.report import NodeReport, Report, Requirements, Status
 
 

@@ -26,7 +26,7 @@ from tests.convert.calibrating import (
 )
 from tests.convert.converting import TARGETS, run
 from tests.convert.test_calibrated_bad_input import in_a_branch
-from zq2onnx.conversion.calibrated import ROUNDED
+from zq2onnx.conversion.stream_calibrated import ROUNDED
 from zq2onnx.report import NodeReport, Report
 
 RECIPE = """

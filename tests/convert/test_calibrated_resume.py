@@ -23,7 +23,7 @@ from tests.convert import killing, linear_model
 from tests.convert.calibrating import LENGTH, ROOT, SAMPLES, TEXT, calibrate
 from tests.convert.converting import contents
 from tests.convert.test_resume import weights_done
-from zq2onnx.conversion.calibrated import CalibratedWriter
+from zq2onnx.conversion.stream_calibrated import CalibratedWriter
 from zq2onnx.storage.output import OutputFiles
 
 CASES: dict[str, dict[str, Any]] = {

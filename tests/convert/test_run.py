@@ -16,9 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.convert import linear_model
 from tests.convert.converting import contents, convert, run
 from zq2onnx.cli.app import main
+from zq2onnx.conversion.choices import Choices
 from zq2onnx.conversion.identity import blas_architectures, journal_header
 from zq2onnx.conversion.loading import load
-from zq2onnx.conversion.options import Choices, resolve
+from zq2onnx.conversion.options import resolve
 from zq2onnx.errors import CheckFailed, UserError
 from zq2onnx.report import CheckReport
 from zq2onnx.storage.output import OutputFiles

@@ -12,8 +12,9 @@ import pytest
 from tests import zoo
 from tests.passes.hand_made import proto, rand, rounded
 from tests.passes.test_odd_graphs import convert
+from zq2onnx.conversion.choices import Choices
 from zq2onnx.conversion.loading import load
-from zq2onnx.conversion.options import Choices, resolve
+from zq2onnx.conversion.options import resolve
 from zq2onnx.passes.lower_embeddings import LowerEmbeddingsPass
 from zq2onnx.passes.lower_portable import LowerToPortablePass
 from zq2onnx.passes.normalize import NormalizePass

@@ -58,7 +58,8 @@ def inspect(
     zq2onnx inspect model.onnx
     zq2onnx inspect model.onnx --scheme w3a16 --exclude 'layers\\.0\\.' --json nodes.json
     """
-    from zq2onnx.conversion.options import Choices, resolve
+    from zq2onnx.conversion.choices import Choices
+    from zq2onnx.conversion.options import resolve
 
     choices = Choices(
         scheme=scheme,

@@ -16,7 +16,7 @@ from zq2onnx.conversion.placement import Compute, Plan
 from zq2onnx.passes.planned import FACTORS, Form, PlannedTensor, QuantizedWeight
 from zq2onnx.passes.select_nodes import Selection
 from zq2onnx.report import Report, Requirements, Status
-from zq2onnx.scheme import Activation
+from zq2onnx.scheme import ActGranularity, Activation, Scheme
 
 OLDEST_RUNTIME = "1.20"
 RUNTIME_BY_OPSET = {21: "1.20", 22: "1.22", 23: "1.23", 24: "1.24", 25: "1.24"}
@@ -29,6 +29,8 @@ RUNTIME_OF_EIGHT_BITS = "1.22"
 """The oldest of those tried whose MatMulNBits takes 8 bits; 1.20.1 takes 4 alone."""
 LOAD_BYTES_PER_WEIGHT = {8: 1.2, 4: 0.6, 3: 2.5, 2: 1.4}
 """Peak memory of stock ONNX Runtime's constant folding, measured (benchmarks/bodies.py)."""
+LOAD_BYTES_OF_INT8_PRODUCT = {8: 1.3, 4: 0.7, 3: 2.6, 2: 1.6}
+"""The same of operators whose product is int8 by block."""
 
 
 NO_DATA = "there is no calibration data"
@@ -116,10 +118,16 @@ def fill_sizes(report: Report, plan: Plan, facts: Mapping[QuantizedWeight, Facts
         count = task.weight.view.k * task.weight.view.n
         weights += count
         if loading is not None:
-            peak = LOAD_BYTES_PER_WEIGHT[task.weight.scheme.bits] * count
+            peak = _load_bytes(task.weight.scheme) * count
             loading = loading + peak if _portable(kept) else None
     report.effective_bits = 8 * stored / weights if weights else None
     report.load_bytes = None if loading is None else int(loading)
+
+
+def _load_bytes(scheme: Scheme) -> float:
+    """Peak memory of loading one weight of a portable operator."""
+    int8 = scheme.activation is Activation.A8 and scheme.act_granularity is ActGranularity.BLOCK
+    return (LOAD_BYTES_OF_INT8_PRODUCT if int8 else LOAD_BYTES_PER_WEIGHT)[scheme.bits]
 
 
 def _portable(parts: list[PlannedTensor]) -> bool:

@@ -20,7 +20,7 @@ from zq2onnx.numerics.moments import Moments
 from zq2onnx.numerics.output_error import branch_gain, output_loss, row_losses
 from zq2onnx.numerics.rtn import round_to_nearest
 from zq2onnx.numerics.smooth import smoothed_moments
-from zq2onnx.scheme import ActGranularity, Activation, Clip, Compensation, Method, Scheme
+from zq2onnx.scheme import Clip, Compensation, Method, Scheme
 
 INT8_LIMIT = 127
 
@@ -246,8 +246,7 @@ class _Layer:
         return loss - branch_gain(error, *factors.floats(), self.second, self.gradients)
 
     def _activation_scale(self) -> float | None:
-        static = self.scheme.act_granularity is ActGranularity.TENSOR
-        if self.scheme.activation is not Activation.A8 or not static:
+        if not self.scheme.static_activations:
             return None
         return float(self.moments.peak.max(initial=0.0)) / INT8_LIMIT
 

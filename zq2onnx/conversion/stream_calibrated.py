@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from zq2onnx.calibration.walk import Step, Walk
 from zq2onnx.conversion.calibration import Calibration
 from zq2onnx.conversion.compute import Facts, float_matrix, not_finite
 from zq2onnx.conversion.options import CalibrationInputs
-from zq2onnx.conversion.placement import Compute, Plan
+from zq2onnx.conversion.placement import Compute, Copy, Plan
 from zq2onnx.conversion.reread import reread
 from zq2onnx.conversion.static_scales import check_shared, check_told
 from zq2onnx.conversion.stream import Progress, Writer, Written, finished
@@ -61,13 +62,7 @@ class CalibratedWriter(Writer):
     def run(self, jobs: int) -> Written:
         """Do every task that the journal does not hold; stops at the first error or Ctrl-C."""
         written = super().run(jobs)
-        return Written(
-            written.facts,
-            written.sources,
-            written.reused,
-            self.smoothing,
-            (*self.warnings, *written.warnings),
-        )
+        return dataclasses.replace(written, smoothing=self.smoothing, warnings=tuple(self.warnings))
 
     def _work(self, pool: ThreadPoolExecutor) -> None:
         weights = self.calibration.weights
@@ -75,7 +70,9 @@ class CalibratedWriter(Writer):
         self.done = {weight for weight in walked if self._done_before(self.tasks[weight])}
         for weight in self.done:
             self._tell(self.tasks[weight])
-        self._do_all(pool, [task for task in self.plan.tasks if getattr(task, "weight", None) not in walked])
+        self._do_all(
+            pool, [task for task in self.plan.tasks if isinstance(task, Copy) or task.weight not in walked]
+        )
         linears = find_linears(self.calibration.model)
         reached = {weights[name] for name in weights if name in linears}
         check_told(self.tasks[weight] for weight in walked - self.done - reached)
