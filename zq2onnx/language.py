@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import onnx_ir as ir
 
 from zq2onnx.errors import UserError
-from zq2onnx.text import Windows, base_vocabulary, tokenizer_file
+from zq2onnx.text import base_vocabulary, tokenizer_file
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 """The inputs that text alone can give, each `[batch, length]`."""
@@ -17,6 +18,18 @@ INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
 _LOOKUPS = ("Gather", "GatherBlockQuantized")
 _REQUIRED = "the tokenizer that the model was trained with"
+
+
+class EncodedText(Protocol):
+    """A text as tokens."""
+
+    @property
+    def text(self) -> Path:
+        """The file."""
+
+    @property
+    def largest_id(self) -> int:
+        """The greatest id of what is used of it."""
 
 
 def read_config(model: Path) -> dict[str, int]:
@@ -80,6 +93,11 @@ def _table_rows(node: ir.Node) -> int | None:
     return int(table.const_value.shape.numpy()[0])
 
 
+def free_inputs(model: ir.Model) -> list[ir.Value]:
+    """The inputs that must be fed: those without a default."""
+    return [value for value in model.graph.inputs if value.const_value is None]
+
+
 def static_dim(value: ir.Value, axis: int) -> int | None:
     """A dimension that the graph fixes, else None."""
     if value.shape is None or axis >= len(value.shape):
@@ -110,7 +128,7 @@ def check_tokenizer(model: Path, tokenizer: Path) -> None:
         )
 
 
-def check_vocabulary(model: Path, known: int | None, texts: Sequence[Windows], tokenizer: Path) -> None:
+def check_vocabulary(model: Path, known: int | None, texts: Sequence[EncodedText], tokenizer: Path) -> None:
     """Refuse ids that a model does not know.
 
     Args:

@@ -111,6 +111,12 @@ def test_an_input_that_text_cannot_give_is_named(desk: Desk, name: str, found: s
         desk.load(language_model(f"{IDS}, {name}"))
 
 
+def test_a_cache_of_keys_and_values_in_one_is_named(desk: Desk) -> None:
+    with pytest.raises(UserError, match=r"model.onnx: input past_0 holds keys and values") as error:
+        desk.load(language_model(f"{IDS}, float[2, b, 3, p, 8] past_0"))
+    assert "\n" not in str(error.value)
+
+
 def test_a_sample_is_no_longer_than_the_context(desk: Desk) -> None:
     desk.config(n_positions=3)
     assert fed(desk.load(length=2048)).shape == (16, 3)

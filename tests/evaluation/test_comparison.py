@@ -85,12 +85,34 @@ def test_json_holds_what_the_contract_names(folder: Path) -> None:
     data = json.loads(result.to_json())
     assert list(data) == ["models"]
     (model,) = data["models"]
-    names = ["path", "bytes", "bits_per_weight", "perplexity", "mean", "gap", "top1", "kl"]
+    names = ["path", "bytes", "bits_per_weight", "perplexity", "mean", "gap", "top1", "kl", "class"]
     assert list(model) == names
+    assert model["class"] is None  # nothing that it could be above
     assert model["path"] == str(folder / "float.onnx")
     assert model["bytes"] == (folder / "float.onnx").stat().st_size
     assert model["bits_per_weight"] is None  # a table alone: no linear layer
     assert list(model["perplexity"]) == [str(text)]
+
+
+@pytest.mark.parametrize(("factor", "name"), [(1.0, "Class-1"), (0.9, "Class-2"), (0.5, "Class-3")])
+def test_the_class_of_the_paper_goes_by_the_gap(
+    folder: Path, tables: tuple[Array, Array], factor: float, name: str
+) -> None:
+    text = folder / "a.txt"
+    good = write_bigram(folder / "good.onnx", 4 * np.roll(np.eye(WORDS, dtype=np.float32), 1, axis=1))
+    write_text(text, np.arange(64) % WORDS)
+    worse = write_bigram(
+        folder / "worse.onnx", factor * 4 * np.roll(np.eye(WORDS, dtype=np.float32), 1, axis=1)
+    )
+    result = evaluate([good, worse], [text], folder, length=LENGTH)
+    low, high = {"Class-1": (0.0, 0.1), "Class-2": (0.1, 0.5), "Class-3": (0.5, math.inf)}[name]
+    assert low <= result.models[1].gap <= high
+    assert [model["class"] for model in json.loads(result.to_json())["models"]] == [None, name]
+
+
+def test_a_stride_is_within_a_window(folder: Path) -> None:
+    for stride in (0, -1, LENGTH + 1):
+        refuse(folder, rf"--stride {stride}; required: 1 to the 8 tokens of a window", stride=stride)
 
 
 def test_numbers_that_are_not_finite_are_null(folder: Path, tables: tuple[Array, Array]) -> None:
@@ -195,8 +217,12 @@ def test_models_that_cannot_be_evaluated(folder: Path, tables: tuple[Array, Arra
         return write_bigram(folder / f"{name}.onnx", tables[0], **options)
 
     cached = made("cached", inputs=("input_ids", "past_key_values.0.key"))
-    refuse(folder, r"cached.onnx: input past_key_values.0.key; .*KV cache", cached)
-    refuse(folder, r"pixels.onnx: unknown input pixels", made("pixels", inputs=("input_ids", "pixels")))
+    refuse(folder, r"cached.onnx: input past_key_values.0.key of shape .*--npz FILE", cached)
+    refuse(
+        folder,
+        r"pixels.onnx: input pixels of shape .*--npz FILE",
+        made("pixels", inputs=("input_ids", "pixels")),
+    )
     refuse(folder, r"batch.onnx: input input_ids .*a batch of 1", made("batch", shape=(2, "length")))
     refuse(folder, r"rank.onnx: input input_ids .*\[batch, length\]", made("rank", shape=("a", "b", "c")))
     refuse(folder, r"hidden.onnx: .*last_hidden_state", made("hidden", output="last_hidden_state"))

@@ -48,8 +48,10 @@ def test_a_table_has_a_row_per_model_and_a_column_per_text(folder: Path) -> None
     rows = [line.split("│")[1:-1] for line in result.stdout.splitlines() if ".onnx" in line]
     first, second = ([cell.strip() for cell in row] for row in rows)
     assert [Path(row[0]).name for row in (first, second)] == ["float.onnx", "quant.onnx"]
-    assert first[-3:] == ["+0.000", "100.00", "0.00000"]
+    assert first[-4:] == ["+0.000", "-", "100.00", "0.00000"]
+    assert second[-3].startswith("Class-")
     assert float(second[-1]) > 0
+    assert f"{second[-3]}: " in result.stdout
     assert "8 tokens a window, 42 predicted" in result.stdout
     assert result.stderr == ""
 
@@ -77,10 +79,27 @@ def test_output_that_cannot_be_written_is_refused_before_any_work(folder: Path) 
         assert message in str(error)
 
 
-def test_a_text_is_required(folder: Path) -> None:
-    result = invoke(folder / "float.onnx")
-    assert result.exit_code == 2
-    assert "--text" in result.output
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "nothing to run the models on; required: --text FILE, or --npz FILE"),
+        (("--text", "a.txt", "--npz", "a.npz"), "--text and --npz together"),
+        (("--npz", "a.npz", "--tokenizer", "t"), "--tokenizer with --npz, which has no use for it"),
+        (("--npz", "a.npz", "--task", "embedding", "--length", 4), "--length, --task embedding with --npz"),
+        (("--text", "a.txt", "--task", "embedding", "--stride", 4), "--stride with --task embedding"),
+    ],
+)
+def test_options_that_do_not_go_together(folder: Path, options: tuple[object, ...], message: str) -> None:
+    error = invoke(folder / "float.onnx", *options).exception
+    assert isinstance(error, UserError)
+    assert message in str(error)
+
+
+def test_windows_that_overlap_are_said(folder: Path) -> None:
+    common = (folder / "float.onnx", "--text", folder / "news.txt", "--length", 8, "--stride", 3)
+    result = invoke(*common, "--windows", 4)
+    assert result.exit_code == 0, result.output
+    assert "8 tokens a window every 3 tokens, 16 predicted" in result.stdout
 
 
 def test_texts_of_one_name_are_told_apart(folder: Path) -> None:

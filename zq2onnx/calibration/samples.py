@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from zq2onnx.archive import read_arrays
 from zq2onnx.calibration.documents import read_documents
-from zq2onnx.calibration.feeds import free_inputs, text_feeds
-from zq2onnx.calibration.ready_made import read_arrays
 from zq2onnx.errors import UserError
+from zq2onnx.feeds import TextInput, feed_text, text_inputs
 from zq2onnx.language import (
     check_tokenizer,
     check_vocabulary,
     context_length,
     fixed_length,
+    free_inputs,
     read_config,
     static_dim,
     vocabulary,
@@ -32,6 +33,8 @@ HELD_OUT_SHARE = 8
 """One sample in this many, the last ones, is held out."""
 
 LENGTH_OPTION = "--calib-length"
+
+_OWN_INPUTS = "--calib FILE.npz with the model's own inputs"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +85,23 @@ def load_samples(
         feeds = read_arrays(model, path, calib, samples)
     elif calib.suffix in (".txt", ".jsonl"):
         windows = _windows(model, path, calib, tokenizer, samples, length)
-        feeds = text_feeds(model, path, windows.ids)
+        feeds = feed_text(_text_inputs(model, path), windows.ids)
     else:
         raise UserError(f"{calib}: samples of an unknown kind", "a .txt, .jsonl or .npz file")
     _check_ids(model, path, calib, feeds)
     return _cut(model, path, calib, feeds, samples)
+
+
+def _text_inputs(model: ir.Model, path: Path) -> tuple[TextInput, ...]:
+    """How inputs are made from text; batches are cut along their first axes."""
+    inputs = text_inputs(model, path, _OWN_INPUTS)
+    if joint := next((each for each in inputs if each.cache and each.cache[0] is not None), None):
+        raise UserError(
+            f"{path}: input {joint.name} holds keys and values, and begins with another axis than the batch",
+            "inputs [batch, ..]",
+            "export it with keys and values apart, or without a cache",
+        )
+    return inputs
 
 
 def _windows(

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 
 from zq2onnx.calibration.linears import Linear
+from zq2onnx.calibration.prediction import is_float
 from zq2onnx.calibration.torch_piece import TorchPiece
 from zq2onnx.passes.partition import Piece
 from zq2onnx.passes.trace_weights import is_standard
@@ -101,11 +102,6 @@ def descend(pieces: Sequence[Piece], linears: Collection[Linear]) -> set[ir.Valu
             ):
                 moved.update(value for value in node.outputs if is_float(value))
     return moved
-
-
-def is_float(value: ir.Value) -> bool:
-    """Whether a value is of a float type, as far as is known."""
-    return value.dtype is None or value.dtype.is_floating_point()
 
 
 def _needed_nodes(piece: Piece, values: Sequence[ir.Value]) -> list[ir.Node]:

@@ -18,18 +18,18 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from zq2onnx.calibration.feeds import free_inputs
 from zq2onnx.calibration.linears import Linear
 from zq2onnx.calibration.moment_store import OutputMoments
 from zq2onnx.calibration.piece_session import PieceSession
+from zq2onnx.calibration.prediction import predicted
 from zq2onnx.calibration.runner import CURRENT, Runner
 from zq2onnx.calibration.samples import Samples
 from zq2onnx.calibration.torch_backward import PieceGradients, descend
-from zq2onnx.calibration.torch_loss import loss_gradient, predicted, shown_tokens
+from zq2onnx.calibration.torch_loss import loss_gradient, shown_tokens
 from zq2onnx.calibration.torch_piece import check_reproduces
 from zq2onnx.calibration.walk import DEFAULT_BUDGET
 from zq2onnx.errors import UserError
-from zq2onnx.language import static_dim
+from zq2onnx.language import free_inputs, static_dim
 from zq2onnx.numerics.moments import MomentSum
 from zq2onnx.passes.partition import partition
 from zq2onnx.passes.widen import WidenToFloat32Pass

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 import torch
 
-from zq2onnx.calibration.torch_backward import is_float
+from zq2onnx.calibration.prediction import LOGITS
 
 Tensor = torch.Tensor
 
-LOGITS = "logits"
-"""The output whose last axis holds the logits of labels."""
-
 _DRAWN_ROWS = 256
 """Rows of logits whose labels are drawn at once: their probabilities are summed up in float64."""
-
-
-def predicted(model: ir.Model) -> ir.Value | None:
-    """What a model predicts: its output `logits`, else the first of a float type; None without one."""
-    outputs = sorted(model.graph.outputs, key=lambda value: value.name != LOGITS)
-    return next((value for value in outputs if is_float(value)), None)
 
 
 def sample_labels(logits: Tensor, rng: np.random.Generator) -> Tensor:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import enum
 import math
+import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from zq2onnx.cli.console import progress, stdout
+from zq2onnx.cli.evaluation_table import evaluation_table
 from zq2onnx.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
-    from zq2onnx.evaluation import Evaluation
+    from zq2onnx.evaluation import (
+        EmbeddingEvaluation,
+        EmbeddingPlan,
+        Evaluation,
+        OutputEvaluation,
+        OutputPlan,
+        Plan,
+    )
+
+
+class Task(enum.StrEnum):
+    """What a text is read for."""
+
+    PERPLEXITY = "perplexity"
+    EMBEDDING = "embedding"
 
 
 def eval_(
@@ -21,88 +38,171 @@ def eval_(
         list[Path],
         typer.Argument(metavar="FLOAT.onnx QUANT.onnx...", help="The others are compared with the first."),
     ],
-    text: Annotated[list[Path], typer.Option(help="UTF-8 text to predict. May be repeated.")],
+    text: Annotated[list[Path] | None, typer.Option(help="UTF-8 text to read. May be repeated.")] = None,
+    npz: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Instead of a text, for any model: its inputs by name, samples along the first axis."
+            " May be repeated.",
+        ),
+    ] = None,
+    task: Annotated[
+        Task, typer.Option(help="perplexity of causal language models, or embedding of encoders.")
+    ] = Task.PERPLEXITY,
     tokenizer: Annotated[
         Path | None,
         typer.Option(help="tokenizer.json, or its folder.", show_default="the first model's folder"),
     ] = None,
     length: Annotated[
         int | None,
-        typer.Option(help="Tokens in a window.", show_default="the model's context, at most 2048"),
+        typer.Option(
+            help="Tokens in a window; what a sentence is cut to.",
+            show_default="the model's context, at most 2048",
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Advance by N tokens from window to window, and score the last N of each: more context,"
+            " more work.",
+            show_default="--length: no overlap",
+        ),
     ] = None,
     windows: Annotated[
-        int | None, typer.Option(help="Use the first N windows of each text.", show_default="all")
+        int | None,
+        typer.Option(help="Use the first N windows of each text (sentences, samples).", show_default="all"),
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results as JSON too.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write them as a web page too.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors alone.")] = False,
 ) -> None:
-    """Measure perplexity, agreement with the first model, and size.
+    """Measure what quantizing cost, on a text or on ready-made inputs.
 
-    Columns are each text's perplexity, their mean, its gap to the first model's, how often the likeliest
-    token is the first model's (top-1), and the mean divergence from its predictions in nats (KL).
+    Causal language models: each text's perplexity, their mean, its gap to the first model's and the
+    class that ZeroQuant-V2 gives it (Class-1 at most 0.1, Class-2 at most 0.5, Class-3 more), how often
+    the likeliest token is the first model's (top-1), and the mean divergence from its predictions in nats
+    (KL). A KV cache among the inputs is fed empty.
+
+    Encoders, with --task embedding: every line of a text is a sentence; the cosine similarity of its
+    embedding (the mean over tokens of the last hidden state) to the first model's.
+
+    Any model, with --npz: each output's relative error and largest absolute difference.
     """
-    from zq2onnx.evaluation import check_perplexity, plan_evaluation
+    texts, archives = text or [], npz or []
+    for option, file in (("--json", json), ("--html", html)):
+        _check_output(option, file, [*models, *texts, *archives])
+    if json is not None and html is not None and json.resolve() == html.resolve():
+        raise UserError(f"--json and --html {html}", "a file for each")
+    if html is not None:
+        from zq2onnx.pages import require_libraries
 
-    _check_output(json, [*models, *text])
-    source = models[0].parent if tokenizer is None else tokenizer
-    plan = plan_evaluation(models, text, source, length=length, windows=windows)
-    with progress("evaluating", plan.runs, quiet, unit="windows") as advance:
+        require_libraries()
+    plan = _plan(models, texts, archives, task, tokenizer, length, stride, windows)
+    with progress("evaluating", plan.runs, quiet, unit=_unit(archives, task)) as advance:
         evaluation = plan.run(advance)
-    check_perplexity(evaluation)
+    _check_sense(evaluation)
     if json is not None:
-        json.parent.mkdir(exist_ok=True)
-        json.write_text(evaluation.to_json(), encoding="utf-8")
+        _write(json, evaluation.to_json())
+    if html is not None:
+        from zq2onnx.pages.evaluation_card import render
+
+        _write(html, render(evaluation))
     if not quiet:
-        stdout.print(_table(evaluation))
-    for model in evaluation.models:
-        if not math.isfinite(model.mean):
-            raise CheckFailed(f"{model.path}: its perplexity is {model.mean}: its logits are not all finite")
+        stdout.print(evaluation_table(evaluation))
+    _check_finite(evaluation)
 
 
-def _check_output(file: Path | None, inputs: list[Path]) -> None:
+def _plan(
+    models: list[Path],
+    texts: list[Path],
+    archives: list[Path],
+    task: Task,
+    tokenizer: Path | None,
+    length: int | None,
+    stride: int | None,
+    windows: int | None,
+) -> Plan | EmbeddingPlan | OutputPlan:
+    """Read all that is to be compared."""
+    from zq2onnx.evaluation import plan_embedding, plan_evaluation, plan_outputs
+
+    if bool(texts) == bool(archives):
+        given = "--text and --npz together" if texts else "nothing to run the models on"
+        raise UserError(given, "--text FILE, or --npz FILE for models that do not read text")
+    if archives:
+        asked = {"--tokenizer": tokenizer, "--length": length, "--stride": stride}
+        _refuse("--npz", {**asked, "--task embedding": task is Task.EMBEDDING or None})
+        return plan_outputs(models, archives, samples=windows)
+    source = models[0].parent if tokenizer is None else tokenizer
+    if task is Task.EMBEDDING:
+        _refuse("--task embedding", {"--stride": stride})
+        return plan_embedding(models, texts, source, length=length, sentences=windows)
+    return plan_evaluation(models, texts, source, length=length, windows=windows, stride=stride)
+
+
+def _refuse(chosen: str, options: dict[str, object]) -> None:
+    """Refuse options that mean nothing beside another."""
+    if strange := [name for name, value in options.items() if value is not None]:
+        raise UserError(f"{', '.join(strange)} with {chosen}, which has no use for it", remedy="leave it out")
+
+
+def _unit(archives: list[Path], task: Task) -> str:
+    if archives:
+        return "samples"
+    return "windows" if task is Task.PERPLEXITY else "sentences"
+
+
+def _check_output(option: str, file: Path | None, inputs: list[Path]) -> None:
     """Find out before any work whether the results can be written."""
     if file is None:
         return
     if file.is_dir() or not (file.parent.is_dir() or file.parent.parent.is_dir()):
-        raise UserError(f"--json {file}", "a file in a folder that exists", f"mkdir -p {file.parent}")
+        raise UserError(f"{option} {file}", "a file in a folder that exists", f"mkdir -p {file.parent}")
     if file.resolve() in {path.resolve() for path in inputs}:
-        raise UserError(f"--json {file}: it is one of the inputs", "another file")
+        raise UserError(f"{option} {file}: it is one of the inputs", "another file")
 
 
-def _table(evaluation: Evaluation) -> Table:
-    """A row per model, a column per measure."""
-    table = Table(
-        title="perplexity", caption=f"{evaluation.length} tokens a window, {evaluation.positions} predicted"
-    )
-    table.add_column("model", overflow="fold")
-    for heading in ("MB", "bits/weight", *_headings(evaluation), "mean", "gap", "top-1 %", "KL"):
-        table.add_column(heading, justify="right", overflow="fold")
-    for model in evaluation.models:
-        bits = "-" if model.bits_per_weight is None else f"{model.bits_per_weight:.2f}"
-        table.add_row(
-            model.path,
-            f"{model.bytes / 1e6:.2f}",
-            bits,
-            *(_decimal(value) for value in model.perplexity.values()),
-            _decimal(model.mean),
-            f"{model.gap:+.3f}",
-            f"{100 * model.top1:.2f}",
-            f"{model.kl:.5f}",
-        )
-    return table
+def _write(file: Path, content: str) -> None:
+    """Write a file that appears whole or not at all."""
+    file.parent.mkdir(exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as opened:
+            opened.write(content)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's are for their owner alone
+        os.replace(temporary, file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
-def _headings(evaluation: Evaluation) -> list[str]:
-    """The texts' names; their paths where two have the same name."""
-    paths = [Path(text) for text in evaluation.models[0].perplexity]
-    names = {path.stem for path in paths}
-    return [path.stem if len(names) == len(paths) else str(path) for path in paths]
+def _check_sense(evaluation: Evaluation | EmbeddingEvaluation | OutputEvaluation) -> None:
+    """Refuse to show what a comparison with nonsense gave."""
+    from zq2onnx.evaluation import Evaluation, check_perplexity
+
+    if isinstance(evaluation, Evaluation):
+        check_perplexity(evaluation)
 
 
-def _decimal(value: float) -> str:
-    """Perplexity: 3 decimals where it is small, none where it has exploded.
+def _check_finite(evaluation: Evaluation | EmbeddingEvaluation | OutputEvaluation) -> None:
+    """Fail on numbers that are none, once they were shown."""
+    from zq2onnx.evaluation import EmbeddingEvaluation, Evaluation
 
-    >>> _decimal(20.12345), _decimal(1234567.8), _decimal(float("inf"))
-    ('20.123', '1.23e+06', 'inf')
-    """
-    return f"{value:.3f}" if value < 1e5 else f"{value:.3g}"
+    if isinstance(evaluation, Evaluation):
+        for model in evaluation.models:
+            if not math.isfinite(model.mean):
+                raise CheckFailed(
+                    f"{model.path}: its perplexity is {model.mean}: its logits are not all finite"
+                )
+    elif isinstance(evaluation, EmbeddingEvaluation):
+        for encoder in evaluation.models:
+            if not math.isfinite(encoder.mean_cosine):
+                raise CheckFailed(f"{encoder.path}: its embeddings, or the first model's, are not all finite")
+    else:
+        for other in evaluation.models:
+            for name, error in other.largest_difference.items():
+                if not math.isfinite(error):
+                    raise CheckFailed(f"{other.path}: output {name} is not finite where it should be")

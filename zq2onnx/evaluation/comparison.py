@@ -1,76 +1,28 @@
-"""Compares quantized models with a float one on texts: the flow of `zq2onnx eval`."""
+"""Compares quantized language models with a float one on texts: the flow of `zq2onnx eval`."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from zq2onnx.errors import UserError
-from zq2onnx.evaluation.float32_copy import float32_copy
-from zq2onnx.evaluation.metrics import Score, score_reference, score_window
-from zq2onnx.evaluation.session import LanguageModel
-from zq2onnx.evaluation.subject import Subject, examine
+from zq2onnx.evaluation.metrics import Reference, Score, score_reference, score_window
+from zq2onnx.evaluation.paper_class import PaperClass
+from zq2onnx.evaluation.reference import ReferenceCache
+from zq2onnx.evaluation.results import Evaluation, ModelScore
+from zq2onnx.evaluation.session import LanguageModel, opened
+from zq2onnx.evaluation.subject import Subject, choose_length, examine
 from zq2onnx.language import check_tokenizer, check_vocabulary
 from zq2onnx.runtime.providers import require_onnxruntime
 from zq2onnx.text import Windows, cut_windows, load_tokenizer
 
-LONGEST_DEFAULT = 2048
-"""No default length exceeds this: published perplexities are those of windows of 2048 tokens."""
-
 Progress = Callable[[float], None]
 """Told how many windows were run since the last call."""
-
-
-@dataclass(frozen=True)
-class ModelScore:
-    """What was measured of one model.
-
-    Attributes:
-        path: the file, as it was given.
-        bytes: its size with all external data.
-        bits_per_weight: codes, scales, zero points and factors per quantized weight (of a float
-            model: per weight of its linear layers); None where there are no such weights.
-        perplexity: by text, as it was given.
-        mean: mean of the texts' perplexities.
-        gap: that mean above the first model's.
-        top1: share of scored positions where its most probable token is the first model's.
-        kl: mean over scored positions of `KL(first ‖ this)`, in nats.
-    """
-
-    path: str
-    bytes: int
-    bits_per_weight: float | None
-    perplexity: dict[str, float]
-    mean: float
-    gap: float
-    top1: float
-    kl: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was measured of all models; the first is what the others are compared with.
-
-    Attributes:
-        models: in the order given.
-        length: tokens in a window.
-        positions: how many tokens each model predicted.
-        vocabulary: how many tokens it chose from at each.
-    """
-
-    models: tuple[ModelScore, ...]
-    length: int
-    positions: int
-    vocabulary: int
-
-    def to_json(self) -> str:
-        """`{"models": [...]}`, indented; a number that is not finite is null."""
-        models = [{name: _json_value(value) for name, value in vars(model).items()} for model in self.models]
-        return json.dumps({"models": models}, indent=2, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True)
@@ -80,29 +32,37 @@ class Plan:
     subjects: tuple[Subject, ...]
     texts: tuple[Windows, ...]
     length: int
+    stride: int | None = None
 
     @property
     def runs(self) -> int:
         """How many windows are to be run, over all models."""
         return len(self.subjects) * sum(len(text.ids) for text in self.texts)
 
-    def run(self, progress: Progress | None = None) -> Evaluation:
+    def run(
+        self, progress: Progress | None = None, *, reference_cache: str | Path | None = None
+    ) -> Evaluation:
         """Run every window once on every model.
 
         All models are open at once. For one window are held the first model's logits and
         probabilities, and the logits of one other model.
 
+        Args:
+            progress: is told of each window.
+            reference_cache: a folder that keeps the first model's predictions; see `ReferenceCache`.
+
         Raises:
-            UserError: ONNX Runtime cannot load or run a model.
+            UserError: ONNX Runtime cannot load or run a model, or their vocabularies differ.
         """
+        advance = progress or (lambda amount: None)
         with contextlib.ExitStack() as stack:
-            models = [
-                LanguageModel(subject, stack.enter_context(float32_copy(subject.path)))
-                for subject in self.subjects
+            first = _First(self.subjects[0], stack, reference_cache)
+            others = [
+                LanguageModel(subject, stack.enter_context(opened(subject.path)))
+                for subject in self.subjects[1:]
             ]
-            scores = [_score_text(models, text, progress or (lambda amount: None)) for text in self.texts]
-            vocabulary = models[0].vocabulary
-        return self._summarize(scores, vocabulary)
+            scores = [_score_text(first, others, text, advance) for text in self.texts]
+        return self._summarize(scores, first.vocabulary)
 
     def _summarize(self, scores: list[list[Score]], vocabulary: int) -> Evaluation:
         """Gather `scores[text][model]`."""
@@ -116,17 +76,18 @@ class Plan:
             gap = mean - results[0].mean if results else 0.0
             results.append(
                 ModelScore(
-                    str(subject.path),
-                    subject.bytes,
-                    subject.bits_per_weight,
-                    perplexity,
-                    mean,
-                    gap,
-                    total.top1,
-                    total.kl,
+                    path=str(subject.path),
+                    bytes=subject.bytes,
+                    bits_per_weight=subject.bits_per_weight,
+                    perplexity=perplexity,
+                    mean=mean,
+                    gap=gap,
+                    top1=total.top1,
+                    kl=total.kl,
+                    paper_class=PaperClass.of(gap) if results else None,
                 )
             )
-        return Evaluation(tuple(results), self.length, total.positions, vocabulary)
+        return Evaluation(tuple(results), self.length, total.positions, vocabulary, self.stride)
 
 
 def evaluate(
@@ -136,15 +97,23 @@ def evaluate(
     *,
     length: int | None = None,
     windows: int | None = None,
+    stride: int | None = None,
     progress: Progress | None = None,
+    reference_cache: str | Path | None = None,
 ) -> Evaluation:
     """Measure perplexity, and how far each model's predictions are from the first one's.
 
-    Each text is encoded whole without special tokens and cut into windows that do not overlap; a
-    window's first token is not scored, and the text's tail that fills no window is dropped. bfloat16
-    models run as a float32 copy. See `plan_evaluation` for the arguments and errors.
+    Each text is encoded whole without special tokens and cut into windows; a window's first token is
+    not scored, and the text's tail that fills no window is dropped. bfloat16 models run as a float32
+    copy, models with a KV cache with an empty one. See `plan_evaluation` for the arguments and errors.
+
+    Args:
+        progress: is told how many windows were run since the last call.
+        reference_cache: a folder that keeps the first model's predictions from one call to the next,
+            so that it is run once; see `ReferenceCache`. None to run it every time.
     """
-    return plan_evaluation(models, texts, tokenizer, length=length, windows=windows).run(progress)
+    plan = plan_evaluation(models, texts, tokenizer, length=length, windows=windows, stride=stride)
+    return plan.run(progress, reference_cache=reference_cache)
 
 
 def plan_evaluation(
@@ -154,6 +123,7 @@ def plan_evaluation(
     *,
     length: int | None = None,
     windows: int | None = None,
+    stride: int | None = None,
 ) -> Plan:
     """Read models and texts, and check that they fit each other.
 
@@ -164,6 +134,9 @@ def plan_evaluation(
         length: tokens in a window; None for the models' context, as their graph or config.json
             says, at most `LONGEST_DEFAULT`.
         windows: the first windows of each text to use; None for all.
+        stride: tokens by which each window is ahead of the one before, 1 to `length`. Each token is
+            scored once: a window's last `stride`, with what comes before them as context. None for
+            windows that do not overlap.
 
     Raises:
         UserError: a file is missing or is not what it should be, a text is shorter than one window,
@@ -171,22 +144,29 @@ def plan_evaluation(
             installed.
     """
     paths, files, tokenizer = [*map(Path, models)], [*map(Path, texts)], Path(tokenizer)
-    _check_request(paths, files, length, windows)
+    check_request(paths, files, length, windows)
     require_onnxruntime()
-    subjects = tuple(examine(path) for path in paths)
-    length = _choose_length(subjects, length)
+    subjects = tuple(examine(path, _logits) for path in paths)
+    length = choose_length(subjects, length)
+    if stride is not None and not 1 <= stride <= length:
+        raise UserError(f"--stride {stride}", f"1 to the {length} tokens of a window")
     encode = load_tokenizer(tokenizer)
     for subject in subjects:
         check_tokenizer(subject.path, tokenizer)
-    cut = tuple(cut_windows(text, encode, length, windows) for text in files)
+    cut = tuple(cut_windows(text, encode, length, windows, stride=stride) for text in files)
     for subject in subjects:
         check_vocabulary(subject.path, subject.vocabulary, cut, tokenizer)
-    return Plan(subjects, cut, length)
+    return Plan(subjects, cut, length, stride)
 
 
-def _check_request(
+def check_request(
     models: Sequence[Path], texts: Sequence[Path], length: int | None, windows: int | None
 ) -> None:
+    """Refuse what makes no sense whatever the files hold.
+
+    Raises:
+        UserError: there is no model or no text, a text is given twice, or a number is too small.
+    """
     if not models or not texts:
         raise UserError(f"{len(models)} models and {len(texts)} texts", "at least one of each")
     if repeated := next((text for text in texts if list(texts).count(text) > 1), None):
@@ -197,54 +177,64 @@ def _check_request(
         raise UserError(f"--windows {windows}", "at least 1")
 
 
-def _choose_length(subjects: Sequence[Subject], length: int | None) -> int:
-    """The length asked for, or the models' own; what a graph fixes is not open to choice."""
-    length = _default_length(subjects) if length is None else length
-    for subject in subjects:
-        if subject.fixed_length not in (None, length):
-            raise UserError(
-                f"{subject.path}: its graph takes {subject.fixed_length} tokens, not {length}",
-                remedy=f"--length {subject.fixed_length}",
-            )
-    return length
+def _logits(path: Path, model: ir.Model) -> ir.Value:
+    """The output named logits; where there is none, the first."""
+    named = [value for value in model.graph.outputs if value.name == "logits"]
+    output = named[0] if named else model.graph.outputs[0]
+    rank = None if output.shape is None else len(output.shape)
+    if output.name == "last_hidden_state" or rank not in (None, 3):
+        raise UserError(
+            f"{path}: its first output is {output.name} of shape {output.shape}",
+            "logits [batch, length, vocabulary]: perplexity is that of a causal language model",
+            "--task embedding compares the embeddings of encoders",
+        )
+    return output
 
 
-def _default_length(subjects: Sequence[Subject]) -> int:
-    fixed = next((subject.fixed_length for subject in subjects if subject.fixed_length is not None), None)
-    context = next((subject.context for subject in subjects if subject.context is not None), None)
-    if fixed is not None:
-        return fixed
-    if context is None:
-        config = subjects[0].path.parent / "config.json"
-        raise UserError(f"{config}: not found, or without a context length", remedy="give --length")
-    return min(context, LONGEST_DEFAULT)
+class _First:
+    """The model that others are compared with; it is loaded once its predictions are not in the cache."""
+
+    def __init__(self, subject: Subject, stack: contextlib.ExitStack, cache: str | Path | None) -> None:
+        self.subject = subject
+        self.vocabulary = 0
+        """Tokens that it predicts among, once it has been run."""
+        self._stack = stack
+        self._cache = None if cache is None else ReferenceCache(Path(cache), subject.path)
+        self._model: LanguageModel | None = None
+
+    def predictions(self, text: Windows) -> Generator[tuple[Score, Reference]]:
+        """What it makes of each window."""
+        if self._cache is None:
+            return (self._predict(text, index) for index in range(len(text.ids)))
+        return self._cache.predictions(text, self._predict)
+
+    def _predict(self, text: Windows, index: int) -> tuple[Score, Reference]:
+        if self._model is None:
+            self._model = LanguageModel(self.subject, self._stack.enter_context(opened(self.subject.path)))
+        tokens, first = text.ids[index], len(text.ids[index]) - text.scored(index) - 1
+        return score_reference(self._model.logits(tokens)[first:], tokens[first:])
 
 
-def _score_text(models: Sequence[LanguageModel], text: Windows, progress: Progress) -> list[Score]:
+def _score_text(
+    first: _First, others: Sequence[LanguageModel], text: Windows, progress: Progress
+) -> list[Score]:
     """Score every model on one text."""
-    scores = [Score() for _ in models]
-    for tokens in text.ids:
-        first = models[0].logits(tokens)
-        score, reference = score_reference(first, tokens)
-        scores[0] += score
-        progress(1)
-        for i, model in enumerate(models[1:], start=1):
-            logits = model.logits(tokens)
-            if logits.shape != first.shape:
-                raise UserError(
-                    f"{model.subject.path}: {logits.shape[1]} tokens in its vocabulary,"
-                    f" {first.shape[1]} in that of {models[0].subject.path}",
-                    "models of one vocabulary",
-                )
-            scores[i] += score_window(logits, tokens, reference)
+    scores = [Score() for _ in range(1 + len(others))]
+    with contextlib.closing(first.predictions(text)) as predictions:
+        for index, (score, reference) in enumerate(predictions):
+            scores[0] += score
+            first.vocabulary = reference.probabilities.shape[1]
             progress(1)
+            tokens = text.ids[index]
+            begin = len(tokens) - text.scored(index) - 1
+            for i, model in enumerate(others, start=1):
+                logits = model.logits(tokens)
+                if logits.shape[1] != first.vocabulary:
+                    raise UserError(
+                        f"{model.subject.path}: {logits.shape[1]} tokens in its vocabulary,"
+                        f" {first.vocabulary} in that of {first.subject.path}",
+                        "models of one vocabulary",
+                    )
+                scores[i] += score_window(logits[begin:], tokens[begin:], reference)
+                progress(1)
     return scores
-
-
-def _json_value(value: object) -> object:
-    """JSON has no infinities and no NaN."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _json_value(item) for key, item in value.items()}
-    return value

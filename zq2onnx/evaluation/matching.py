@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from zq2onnx.errors import UserError
 
 if TYPE_CHECKING:
-    from zq2onnx.evaluation.comparison import Evaluation
+    from zq2onnx.evaluation.results import Evaluation
 
 
 def check_perplexity(evaluation: Evaluation) -> None:

@@ -2,107 +2,142 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from zq2onnx.errors import UserError
 from zq2onnx.evaluation.model_file import read_model
-from zq2onnx.language import INPUTS, context_length, fixed_length, read_config, static_dim, vocabulary
+from zq2onnx.feeds import TextInput, text_inputs
+from zq2onnx.language import (
+    INPUTS,
+    context_length,
+    fixed_length,
+    free_inputs,
+    read_config,
+    static_dim,
+    vocabulary,
+)
 from zq2onnx.passes.measure_sizes import bits_per_weight, file_bytes
+
+LONGEST_DEFAULT = 2048
+"""No default length exceeds this: published perplexities are those of windows of 2048 tokens."""
+
+_OWN_INPUTS = "--npz FILE with the model's own inputs measures the error of its outputs"
+
+ChooseOutput = Callable[[Path, ir.Model], ir.Value]
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A causal language model under evaluation.
+class ModelFile:
+    """A model file's size.
 
     Attributes:
         path: the file, as it was given.
         bytes: its size with all external data.
         bits_per_weight: as `passes.measure_sizes` counts; None where it counts none.
-        inputs: names and dtypes of its inputs, all of them among `language.INPUTS`.
-        output: name of the output that holds the logits.
+    """
+
+    path: Path
+    bytes: int
+    bits_per_weight: float | None
+
+
+@dataclass(frozen=True)
+class Subject(ModelFile):
+    """A model of text under evaluation.
+
+    Attributes:
+        inputs: how they are made from text.
+        output: name of the output that is measured.
         vocabulary: the least count of tokens that its graph or config.json admits; None where
             neither tells.
         fixed_length: the one length its graph takes; None where it takes any.
         context: the longest text that its config.json promises; None where that is not said.
     """
 
-    path: Path
-    bytes: int
-    bits_per_weight: float | None
-    inputs: tuple[tuple[str, npt.DTypeLike], ...]
+    inputs: tuple[TextInput, ...]
     output: str
     vocabulary: int | None
     fixed_length: int | None
     context: int | None
 
 
-def examine(path: Path) -> Subject:
-    """Read a model's description.
+def measure_file(path: Path, model: ir.Model) -> ModelFile:
+    """Measure a model file.
 
     Raises:
-        UserError: the file or its external data is missing, it is no ONNX model, or it is no causal
-            language model that can be fed whole windows.
+        UserError: its external data is missing.
     """
-    model = read_model(path)
     try:
         size = file_bytes(path)
     except OSError as error:
         raise UserError(
             f"{path}: its external data {error.filename} cannot be read ({error.strerror})"
         ) from error
-    inputs = [value for value in model.graph.inputs if value.const_value is None]
-    for value in inputs:
-        _check_input(path, value)
+    return ModelFile(path, size, bits_per_weight(model))
+
+
+def examine(path: Path, choose_output: ChooseOutput) -> Subject:
+    """Read a text model's description.
+
+    Args:
+        path: the file.
+        choose_output: finds the output to measure, or raises UserError.
+
+    Raises:
+        UserError: the file or its external data is missing, it is no ONNX model, or no text can give
+            what it reads.
+    """
+    model = read_model(path)
+    file = measure_file(path, model)
+    inputs = free_inputs(model)
     if not any(value.name == "input_ids" for value in inputs):
-        raise UserError(f"{path}: no input named input_ids", "a causal language model")
-    output = _logits(path, model)
+        raise UserError(f"{path}: no input named input_ids", "a model that reads text", _OWN_INPUTS)
+    for value in inputs:
+        if value.name in INPUTS and static_dim(value, 0) not in (None, 1):
+            raise UserError(
+                f"{path}: input {value.name} is of shape {value.shape}", "a batch of 1, or a dynamic one"
+            )
+    made = text_inputs(model, path, _OWN_INPUTS)
+    output = choose_output(path, model)
     config = read_config(path)
     return Subject(
         path=path,
-        bytes=size,
-        bits_per_weight=bits_per_weight(model),
-        inputs=tuple((value.name or "", _dtype(value)) for value in inputs),
+        bytes=file.bytes,
+        bits_per_weight=file.bits_per_weight,
+        inputs=made,
         output=output.name or "",
-        vocabulary=vocabulary(model, output, config),
+        vocabulary=vocabulary(model, output if output.name == "logits" else None, config),
         fixed_length=fixed_length(inputs),
         context=context_length(config),
     )
 
 
-def _check_input(path: Path, value: ir.Value) -> None:
-    """Refuse an input that evaluation cannot feed."""
-    name = value.name or ""
-    if name.startswith(("past", "cache")):
-        raise UserError(
-            f"{path}: input {name}",
-            "a model without a KV cache, which eval does not support yet",
-            "export it with --no-cache",
-        )
-    if name not in INPUTS:
-        raise UserError(f"{path}: unknown input {name}", f"no inputs but {', '.join(INPUTS)}")
-    if value.shape is not None and len(value.shape) != 2:
-        raise UserError(f"{path}: input {name} is of shape {value.shape}", "[batch, length]")
-    if static_dim(value, 0) not in (None, 1):
-        raise UserError(f"{path}: input {name} is of shape {value.shape}", "a batch of 1, or a dynamic one")
+def choose_length(subjects: Sequence[Subject], length: int | None) -> int:
+    """The length asked for, or the models' own; what a graph fixes is not open to choice.
+
+    Raises:
+        UserError: a graph takes another length, or nothing tells a length.
+    """
+    length = _default_length(subjects) if length is None else length
+    for subject in subjects:
+        if subject.fixed_length not in (None, length):
+            raise UserError(
+                f"{subject.path}: its graph takes {subject.fixed_length} tokens, not {length}",
+                remedy=f"--length {subject.fixed_length}",
+            )
+    return length
 
 
-def _logits(path: Path, model: ir.Model) -> ir.Value:
-    """The output named logits; where there is none, the first."""
-    named = [value for value in model.graph.outputs if value.name == "logits"]
-    output = named[0] if named else model.graph.outputs[0]
-    rank = None if output.shape is None else len(output.shape)
-    if output.name == "last_hidden_state" or rank not in (None, 3):
-        raise UserError(
-            f"{path}: its first output is {output.name} of shape {output.shape}",
-            "logits [batch, length, vocabulary]: perplexity is that of a causal language model",
-        )
-    return output
-
-
-def _dtype(value: ir.Value) -> npt.DTypeLike:
-    return np.int64 if value.dtype is None else value.dtype.numpy()
+def _default_length(subjects: Sequence[Subject]) -> int:
+    fixed = next((subject.fixed_length for subject in subjects if subject.fixed_length is not None), None)
+    context = next((subject.context for subject in subjects if subject.context is not None), None)
+    if fixed is not None:
+        return fixed
+    if context is None:
+        config = subjects[0].path.parent / "config.json"
+        raise UserError(f"{config}: not found, or without a context length", remedy="give --length")
+    return min(context, LONGEST_DEFAULT)

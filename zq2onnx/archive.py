@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from zq2onnx.calibration.feeds import free_inputs
 from zq2onnx.errors import UserError
+from zq2onnx.language import free_inputs
 
 _NARROW_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
