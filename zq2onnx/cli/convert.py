@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zq2onnx.cli import console
+from zq2onnx.cli.bars import Bars
 from zq2onnx.cli.outcome import print_report
+from zq2onnx.cli.plan_table import print_plan
+from zq2onnx.errors import UserError
 from zq2onnx.scheme import GROUP_SIZES, SCHEME_NAMES
+
+if TYPE_CHECKING:
+    from zq2onnx.planning.plan import Plan
+    from zq2onnx.report import Report
 
 QUANTIZATION = "Quantization"
 CALIBRATION = "Calibration"
 SELECTION = "Which nodes"
+BUDGET = "Budget"
 OUTPUT = "Output"
 RUN = "The run"
 _REGEX = (
@@ -225,6 +232,34 @@ def convert(
             rich_help_panel=SELECTION,
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BITS|SIZE|CLASS",
+            help="Choose bits, group size and rank of each layer so that this is best spent: 3.5bits a"
+            " weight, 120MB of the whole output, or class-1 or class-2, the least bytes whose perplexity on"
+            " --budget-text is within 0.1 or 0.5 of the float model's. Needs --calib. --scheme then gives the"
+            " activations alone, --group-size the one size to try, --lorc-rank the greatest rank.",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None,
+    budget_text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Held-out UTF-8 text that a class is judged by, its first 40 windows. Repeatable.",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="Where the plan of --budget is written: a recipe, to be edited and given to --recipe."
+            " [default: OUT.plan.toml]",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None,
     single_file: Annotated[
         bool | None,
         typer.Option(
@@ -291,95 +326,102 @@ def convert(
     zq2onnx convert model.onnx
     zq2onnx convert model.onnx -o small/model.onnx --scheme w3a16 --group-size 64 --include lm_head
     zq2onnx convert model.onnx --scheme w3a16 --calib text.txt --tokenizer DIR
+    zq2onnx convert model.onnx --budget 3.5bits --calib text.txt --tokenizer DIR
     zq2onnx convert model.onnx --recipe mixed.toml --target qdq --check full --report report.json
     """
-    from zq2onnx import pipeline
-
+    choices = {
+        "scheme": scheme,
+        "group_size": group_size,
+        "symmetric": symmetric,
+        "method": method,
+        "clip": clip,
+        "lorc_rank": lorc_rank,
+        "lorc_dtype": lorc_dtype,
+        "lorc": lorc,
+        "lorc_rounds": lorc_rounds,
+        "objective": objective,
+        "act_granularity": act_granularity,
+        "smooth": smooth,
+        "calib_samples": calib_samples,
+        "calib_length": calib_length,
+        "calib_inputs": calib_inputs,
+        "embedding_bits": embedding_bits,
+        "target": target,
+        "only": only or None,
+        "include": include or None,
+        "exclude": exclude or None,
+        "single_file": single_file,
+    }
+    files = {"calib": calib, "tokenizer": tokenizer, "recipe": recipe}
     with contextlib.ExitStack() as stack:
-        bars = _Bars(stack, quiet)
-        result = pipeline.convert(
-            model,
-            output,
-            scheme=scheme,
-            group_size=group_size,
-            symmetric=symmetric,
-            method=method,
-            clip=clip,
-            lorc_rank=lorc_rank,
-            lorc_dtype=lorc_dtype,
-            lorc=lorc,
-            lorc_rounds=lorc_rounds,
-            objective=objective,
-            act_granularity=act_granularity,
-            smooth=smooth,
-            calib=calib,
-            tokenizer=tokenizer,
-            calib_samples=calib_samples,
-            calib_length=calib_length,
-            calib_inputs=calib_inputs,
-            embedding_bits=embedding_bits,
-            target=target,
-            only=only or None,
-            include=include or None,
-            exclude=exclude or None,
-            recipe=recipe,
-            jobs=jobs,
-            resume=resume,
-            check=check,
-            report=report,
-            dump_passes=dump_passes,
-            single_file=single_file,
-            force=force,
-            progress=bars.quantizing,
-            block_progress=bars.calibrating,
-            gradient_progress=bars.gathering,
-            check_progress=bars.checking,
-        )
+        bars = Bars(stack, quiet)
+        run = {
+            "jobs": jobs,
+            "resume": resume,
+            "check": check,
+            "report": report,
+            "dump_passes": dump_passes,
+            "force": force,
+            "progress": bars.quantizing,
+            "block_progress": bars.calibrating,
+            "gradient_progress": bars.gathering,
+            "check_progress": bars.checking,
+        }
+        if budget is None:
+            result = _convert(model, output, budget_text, plan, choices | files | run)
+        else:
+            show = None if quiet else print_plan
+            result = _spend(model, output, budget, budget_text, plan, files, choices, run, bars, show)
     if not quiet:
         print_report(result)
 
 
-class _Bars:
-    """One progress bar after the other; each appears with its first work, when the total is known."""
+def _convert(
+    model: Path,
+    output: Path | None,
+    budget_text: list[Path] | None,
+    plan: Path | None,
+    options: dict[str, Any],
+) -> Report:
+    """Convert by the options as they are."""
+    from zq2onnx import pipeline
 
-    def __init__(self, stack: contextlib.ExitStack, quiet: bool) -> None:
-        self.stack = stack
-        self.quiet = quiet
-        self.shown = ""
-        self.counted = 0
-        self.in_blocks = False
-        self.advance: Callable[[float], None] | None = None
+    for option, value in (("--budget-text", budget_text), ("--plan", plan)):
+        if value:
+            raise UserError(f"{option} without a budget", "--budget", f"or leave {option} out")
+    return pipeline.convert(model, output, **options)
 
-    def quantizing(self, done: int, total: int) -> None:
-        """So many parameters more are done."""
-        if self.in_blocks:
-            return
-        self._show("quantizing", total, "params")(done)
 
-    def calibrating(self, done: int, total: int) -> None:
-        """So many blocks are calibrated; from now on weights are counted in blocks."""
-        self.in_blocks = True
-        self._count("calibrating", done, total, "blocks")
+def _spend(
+    model: Path,
+    output: Path | None,
+    budget: str,
+    texts: list[Path] | None,
+    plan: Path | None,
+    files: dict[str, Any],
+    choices: dict[str, Any],
+    run: dict[str, Any],
+    bars: Bars,
+    show: Callable[[Plan], None] | None,
+) -> Report:
+    """Choose bits, group size and rank of each layer, and convert."""
+    from zq2onnx.planning.spend import convert_within
+    from zq2onnx.planning.survey import Steps
 
-    def gathering(self, done: int, total: int) -> None:
-        """So many steps of the pass that gathers gradients are done."""
-        self._count("gathering gradients", done, total, "steps")
-
-    def checking(self, done: int, total: int) -> None:
-        """So many nodes are checked."""
-        self._count("checking", done, total, "nodes")
-
-    def _count(self, description: str, done: int, total: int, unit: str) -> None:
-        """Let a bar stand at `done`."""
-        before = self.counted if self.shown == description else 0
-        self._show(description, total, unit)(done - before)
-        self.counted = done
-
-    def _show(self, description: str, total: int, unit: str) -> Callable[[float], None]:
-        if self.advance is None or self.shown != description:
-            self.stack.close()  # a terminal shows one at a time
-            self.advance = self.stack.enter_context(
-                console.progress(description, total, quiet=self.quiet, unit=unit)
-            )
-            self.shown = description
-        return self.advance
+    calib = files.pop("calib")
+    if calib is None:
+        raise UserError("--budget without calibration data", "--calib FILE", "layers are chosen by it")
+    tuples = {key: tuple(choices[key]) for key in ("only", "include", "exclude") if choices[key]}
+    return convert_within(
+        model,
+        output,
+        budget=budget,
+        calib=calib,
+        texts=texts or (),
+        plan_file=plan,
+        choices=choices | tuples,
+        steps=Steps(bars.gathering, bars.sizing_up, bars.measuring),
+        planned=show,
+        **files,
+        **run,
+    ).report

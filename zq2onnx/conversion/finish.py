@@ -33,21 +33,9 @@ def least_ir_version(model: ir.Model) -> int:
 
 def finish(model: ir.Model, plan: Plan, files: OutputFiles, journal: Journal) -> None:
     """Put the factors that stay behind the data, point the graph at the bytes, publish."""
-    used = {id(value) for graph in model.graphs() for value in graph.initializers.values()}
-    regions = dict(plan.data.regions)
-    end = Section(size=plan.data.size)
-    moves = []
-    for value, name in plan.places:
-        if name in plan.factors.regions and id(value) in used:
-            old = plan.factors.regions[name]
-            regions[name] = end.place(name, old.length)
-            moves.append((old, regions[name]))
+    moves = place_tensors(model, plan, files.data)
     files.append_factors(plan.data.size, moves)
-    for value, name in plan.places:
-        if id(value) in used:
-            value.const_value = _external(value, regions[name], files)
-    proto = ir.to_proto(model)
-    _drop_repeated_types(proto.graph)
+    proto = to_proto(model)
     if files.single_file:
         _embed(proto, files)
     content = proto.SerializeToString(deterministic=True)
@@ -55,17 +43,45 @@ def finish(model: ir.Model, plan: Plan, files: OutputFiles, journal: Journal) ->
     files.publish(content)
 
 
-def _external(value: ir.Value, region: Region, files: OutputFiles) -> ir.ExternalTensor:
+def place_tensors(model: ir.Model, plan: Plan, data: Path) -> list[tuple[Region, Region]]:
+    """Put the factors that stay behind the rest, and point the graph at its bytes in the file `data`.
+
+    Returns:
+        From where in the factors' file to where in `data` each factor goes.
+    """
+    used = {id(value) for graph in model.graphs() for value in graph.initializers.values()}
+    regions = dict(plan.data.regions)
+    end = Section(size=plan.data.size)
+    moves = []
+    for value, name in plan.places:
+        if id(value) not in used:
+            continue
+        if name in plan.factors.regions:
+            old = plan.factors.regions[name]
+            regions[name] = end.place(name, old.length)
+            moves.append((old, regions[name]))
+        value.const_value = _external(value, regions[name], data)
+    return moves
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The message of a model whose tensors are placed."""
+    proto = ir.to_proto(model)
+    _drop_repeated_types(proto.graph)
+    return proto
+
+
+def _external(value: ir.Value, region: Region, data: Path) -> ir.ExternalTensor:
     tensor = value.const_value
     assert tensor is not None
     return ir.ExternalTensor(
-        files.data.name,
+        data.name,
         region.offset,
         region.length,
         tensor.dtype,
         shape=ir.Shape(tensor.shape.numpy()),
         name=value.name or "",
-        base_dir=files.data.parent,
+        base_dir=data.parent,
     )
 
 
