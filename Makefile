@@ -3,7 +3,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
 .PHONY: setup lint type test test-runtimes wheel bench bench-convert bench-bodies bench-acceptance \
 	bench-perplexity bench-sentences bench-large bench-calibrated bench-peers bench-methods \
-	bench-calibrate-large
+	bench-budget bench-study bench-calibrate-large
 
 setup:
 	python3 -m venv .venv
@@ -57,7 +57,15 @@ bench-calibrated:
 bench-peers:
 	$(PYTHON) benchmarks/peers.py
 
-# The methods of ZeroQuant-V2 beside each other, on the bundled model
+# A budget spent layer by layer against the same bytes spent evenly; minutes, needs ../shared
+bench-budget:
+	$(PYTHON) benchmarks/budget.py
+
+# The study of 24 cells on the trained OPT; a quarter of an hour, needs ../shared
+bench-study:
+	$(PYTHON) benchmarks/study.py
+
+# The methods of ZeroQuant-V2 beside each other, on the bundled model; half an hour
 bench-methods:
 	$(PYTHON) benchmarks/methods.py
 

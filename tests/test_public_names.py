@@ -17,8 +17,12 @@ PUBLIC = {
     "Report": "zq2onnx.report",
     "Scheme": "zq2onnx.scheme",
     "UserError": "zq2onnx.errors",
+    "compare": "zq2onnx.diagnosis",
     "convert": "zq2onnx.pipeline",
+    "convert_within": "zq2onnx.planning.spend",
     "evaluate": "zq2onnx.evaluation",
+    "measure_sensitivity": "zq2onnx.planning.sensitivity",
+    "run_study": "zq2onnx.study",
 }
 
 # Run in a fresh interpreter, as on a host that only serves models.

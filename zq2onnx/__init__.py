@@ -10,23 +10,43 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from zq2onnx.diagnosis import compare
     from zq2onnx.errors import CheckFailed, UserError
     from zq2onnx.evaluation import evaluate
     from zq2onnx.pipeline import convert
+    from zq2onnx.planning.sensitivity import measure_sensitivity
+    from zq2onnx.planning.spend import convert_within
     from zq2onnx.report import Report
     from zq2onnx.scheme import Scheme
+    from zq2onnx.study import run_study
 
 __version__ = "0.1.0"
 
-__all__ = ["CheckFailed", "Report", "Scheme", "UserError", "__version__", "convert", "evaluate"]
+__all__ = [
+    "CheckFailed",
+    "Report",
+    "Scheme",
+    "UserError",
+    "__version__",
+    "compare",
+    "convert",
+    "convert_within",
+    "evaluate",
+    "measure_sensitivity",
+    "run_study",
+]
 
 _HOMES = {
     "CheckFailed": "zq2onnx.errors",
     "Report": "zq2onnx.report",
     "Scheme": "zq2onnx.scheme",
     "UserError": "zq2onnx.errors",
+    "compare": "zq2onnx.diagnosis",
     "convert": "zq2onnx.pipeline",
+    "convert_within": "zq2onnx.planning.spend",
     "evaluate": "zq2onnx.evaluation",
+    "measure_sensitivity": "zq2onnx.planning.sensitivity",
+    "run_study": "zq2onnx.study",
 }
 """Where each public name lives (PEP 562)."""
 

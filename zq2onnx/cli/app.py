@@ -15,11 +15,14 @@ from typing import Annotated
 import typer
 
 from zq2onnx import __version__
+from zq2onnx.cli.compare import compare
 from zq2onnx.cli.console import stderr, stdout
 from zq2onnx.cli.convert import convert
 from zq2onnx.cli.eval import eval_
 from zq2onnx.cli.export import export
 from zq2onnx.cli.inspect import inspect
+from zq2onnx.cli.sensitivity import sensitivity
+from zq2onnx.cli.study import study
 from zq2onnx.errors import UserError, Zq2onnxError
 
 INTERRUPTED = 130
@@ -35,6 +38,9 @@ app.command("export")(export)
 app.command("convert")(convert)
 app.command("inspect")(inspect)
 app.command("eval")(eval_)
+app.command("study")(study)
+app.command("sensitivity")(sensitivity)
+app.command("compare")(compare)
 
 _MENDABLE = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -57,6 +63,8 @@ _EXTRAS = {
     "onnxruntime": 'pip install "zq2onnx[cpu]", or "zq2onnx[gpu]" for CUDA, never both',
     "torch": 'pip install "zq2onnx[torch]"',
     "transformers": 'pip install "zq2onnx[torch]"',
+    "jinja2": 'pip install "zq2onnx[report]"',
+    "matplotlib": 'pip install "zq2onnx[report]"',
 }
 """Packages that the base install leaves out, each with how to get it."""
 
@@ -104,8 +112,8 @@ def run(application: typer.Typer, argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         result = INTERRUPTED
     if result == INTERRUPTED:
-        resume = "; --resume goes on from here" if arguments[:1] == ["convert"] else ""
-        stderr.print(f"interrupted{resume}")
+        resume = {"convert": "; --resume goes on from here", "study": "; the same command goes on from here"}
+        stderr.print(f"interrupted{resume.get(arguments[0], '') if arguments else ''}")
     return result if isinstance(result, int) else 0
 
 
