@@ -52,15 +52,19 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--windows", type=int, default=40, help="of each text")
     parser.add_argument("--scheme", action="append", choices=SCHEMES, help="repeatable")
+    parser.add_argument("--method", action="append", choices=METHODS, help="beside rtn; repeatable")
+    parser.add_argument("--branch", action="append", choices=BRANCHES, help="beside none; repeatable")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="zq2onnx-") as scratch:
         folder = Path(scratch)
         calib, text = halves(TINY / "heldout.txt", folder)
         calib, texts = given.calib or calib, given.text or [text]
+        methods = dict.fromkeys(("rtn", *(given.method or METHODS)))
+        branches = {name: BRANCHES[name] for name in dict.fromkeys(("none", *(given.branch or BRANCHES)))}
         for scheme in given.scheme or SCHEMES:
             paths = {}
-            for method in METHODS:
-                for branch, options in BRANCHES.items():
+            for method in methods:
+                for branch, options in branches.items():
                     path = paths[method, branch] = folder / f"{scheme}-{method}-{branch}.onnx"
                     started = time.monotonic()
                     zq2onnx.convert(
@@ -89,10 +93,11 @@ def show(
     cells = dict(zip(paths, scores[1:], strict=True))
     base = cells["rtn", "none"].kl
     print(f"\n{scheme}: KL {base:.5f}, perplexity {scores[0].mean:.3f} of the float model")
-    print("".join([f"{'':12}", *(f"{branch:>18}" for branch in BRANCHES)]))
-    for method in METHODS:
+    methods, branches = (dict.fromkeys(pair[side] for pair in paths) for side in (0, 1))
+    print("".join([f"{'':12}", *(f"{branch:>18}" for branch in branches)]))
+    for method in methods:
         row = [
-            f"{cells[method, branch].kl / base:8.3f} {cells[method, branch].gap:+9.3f}" for branch in BRANCHES
+            f"{cells[method, branch].kl / base:8.3f} {cells[method, branch].gap:+9.3f}" for branch in branches
         ]
         print("".join([f"{method:12}", *row]), flush=True)
 

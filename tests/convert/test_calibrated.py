@@ -150,7 +150,7 @@ def test_the_command_line_shows_a_bar_over_blocks(tmp_path: Path, monkeypatch: p
         shown.append((description, total, unit))
         yield advanced.append if description == "calibrating" else lambda amount: None
 
-    monkeypatch.setattr("zq2onnx.cli.convert.console.progress", progress)
+    monkeypatch.setattr("zq2onnx.cli.bars.console.progress", progress)
     model = zoo.model("opt")
     command = ["convert", model, "-o", tmp_path / "q.onnx", "--calib", TEXT, "--tokenizer", model.parent]
     command += ["--calib-samples", 4, "--calib-length", 16, "--quiet"]

@@ -136,7 +136,7 @@ def test_gathering_gradients_is_told_of(tmp_path: Path, monkeypatch: pytest.Monk
         assert sum(advanced) == total or description == "quantizing"
         shown.append(description)
 
-    monkeypatch.setattr("zq2onnx.cli.convert.console.progress", bar)
+    monkeypatch.setattr("zq2onnx.cli.bars.console.progress", bar)
     model = zoo.model("opt")
     command = ["convert", model, "-o", tmp_path / "q.onnx", "--calib", TEXT, "--tokenizer", model.parent]
     command += ["--calib-samples", 4, "--calib-length", 16, "--quiet", "--objective", "model"]
