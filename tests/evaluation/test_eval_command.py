@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import typer
 from tokenizers import Tokenizer
@@ -72,11 +73,32 @@ def test_output_that_cannot_be_written_is_refused_before_any_work(folder: Path) 
     for file, message in (
         (folder / "a" / "b" / "out.json", "a folder that exists; mkdir -p"),
         (folder, "a file in a folder"),
-        (folder / "news.txt", "it is one of the inputs"),
     ):
         error = invoke(*common, file).exception
         assert isinstance(error, UserError)
         assert message in str(error)
+
+
+@pytest.mark.parametrize(
+    "name", ["news.txt", "float.onnx", "quant.onnx", "quant.onnx.data", "tokenizer.json", "config.json"]
+)
+def test_what_was_read_is_not_written_over(folder: Path, name: str) -> None:
+    model = onnx.load(folder / "quant.onnx")
+    onnx.save(
+        *(model, folder / "quant.onnx"),
+        save_as_external_data=True,
+        location="quant.onnx.data",
+        size_threshold=0,
+    )
+    (folder / "config.json").write_text("{}")
+    before = (folder / name).read_bytes()
+    models = (folder / "float.onnx", folder / "quant.onnx")
+    error = invoke(
+        *(*models, "--text", folder / "news.txt", "--length", 8, "--json", folder / "." / name)
+    ).exception
+    assert isinstance(error, UserError)
+    assert str(error) == f"--json {folder / name}: it is one of the inputs; required: another file"
+    assert (folder / name).read_bytes() == before
 
 
 @pytest.mark.parametrize(

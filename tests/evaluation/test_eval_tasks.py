@@ -141,14 +141,15 @@ def test_results_appear_whole_or_not_at_all(folder: Path, monkeypatch: pytest.Mo
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(command.os, "replace", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     options = ("--text", folder / "lines.txt", "--task", "embedding", "--length", 8, "--json", file)
     assert isinstance(invoke(folder, *options).exception, OSError)
     assert {path.name: path.read_text() for path in file.parent.iterdir()} == {"out.json": "old"}
 
 
 def test_a_page_over_an_input_is_refused(folder: Path) -> None:
-    error = invoke(folder, "--text", folder / "lines.txt", "--html", folder / "lines.txt").exception
+    options = ("--text", folder / "lines.txt", "--task", "embedding", "--length", 8)
+    error = invoke(folder, *options, "--html", folder / "lines.txt").exception
     assert isinstance(error, UserError)
     assert "--html" in str(error)
     assert "it is one of the inputs" in str(error)

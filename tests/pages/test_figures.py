@@ -16,7 +16,7 @@ from zq2onnx.pages.figure import SERIES, house_style, new_figure
 from zq2onnx.pages.inline_svg import to_svg
 from zq2onnx.pages.labels import SIZE, Labels, text_width
 from zq2onnx.pages.rows import short_names
-from zq2onnx.pages.scales import scale_axis
+from zq2onnx.pages.scales import linear_part, scale_axis
 
 STYLE = (Path(zq2onnx.pages.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
 
@@ -42,6 +42,19 @@ def test_an_axis_is_logarithmic_where_the_range_asks_for_it(
         assert scale_axis(axes, "y", values, linear_to) == (scale != "linear")
         assert axes.get_yscale() == scale
         assert axes.get_xscale() == "linear"
+
+
+def test_an_axis_tells_up_to_where_it_is_linear() -> None:
+    for values, linear_to, told in (
+        ([-0.02, 0.3, 80.0], 0.1, 0.1),
+        ([-1e-9, 0.001, 2.0], None, 2e-4),
+        ([0.001, 2.0], None, None),
+        ([1.0, 2.0], None, None),
+    ):
+        with house_style():
+            _, axes = new_figure(200)
+            scale_axis(axes, "y", values, linear_to)
+            assert linear_part(axes) == told
 
 
 def test_labels_keep_off_points_and_each_other() -> None:

@@ -12,10 +12,12 @@ import pytest
 from tests.pages.example import cell_result, study, with_costs
 from tests.pages.markup import check_page
 from zq2onnx.evaluation.paper_class import PaperClass
+from zq2onnx.pages.marks import Marks
 from zq2onnx.pages.study_report import best_by_scheme, render
+from zq2onnx.pages.trade_off import plot_trade_off
 from zq2onnx.planning.costs import Sensitivity
 from zq2onnx.study.orderings import findings
-from zq2onnx.study.recommendation import sentences
+from zq2onnx.study.recommendation import commands, sentences
 from zq2onnx.study.results import Cell, CellFailure, LayerError, Study
 
 FULL = study()
@@ -168,6 +170,16 @@ def test_what_has_nothing_to_say_is_left_out_with_a_sentence() -> None:
     assert "Fewer than two cells gave a number" in said
     assert "Sensitivity" not in said
     assert "nothing to recommend" in text_of(render(ODD["no cell"]))
+
+
+def test_what_is_recommended_is_named_though_it_be_off_the_front() -> None:
+    nearest = cell_result(Cell("gptq", "w4a16", "64", 0), 0.05, 0.001)
+    lucky = cell_result(Cell("rtn", "w4a16", "64", 0), -0.02, 0.01)
+    small = cell_result(Cell("rtn", "w2a16", "64", 0), 30.0, 1.5)
+    made = dataclasses.replace(FULL, cells=(nearest, lucky, small))
+    assert [result for result, _ in commands(made)] == [nearest]
+    svg = plot_trade_off(made, "gap", Marks.of(made)).svg
+    assert ">w4a16 gptq</text>" in svg
 
 
 def test_cells_without_a_finite_value_are_counted_not_drawn() -> None:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from tests import zoo
-from tests.convert.calibrating import LENGTH, SAMPLES, TEXT
+from tests.convert.calibrating import LENGTH, ROOT, SAMPLES, TEXT
 from zq2onnx.cli.app import main
+from zq2onnx.evaluation import evaluate
+from zq2onnx.planning import judge, quality
 
 CALIBRATION = ["--calib", str(TEXT), "--calib-samples", str(SAMPLES), "--calib-length", str(LENGTH)]
 
@@ -57,11 +59,26 @@ def test_convert_within_a_budget_prints_and_saves_the_plan(
     assert len({(tmp_path / name).read_bytes() for name in data}) == 1
 
 
-def test_a_class_is_measured_on_the_text(opt: Path, tmp_path: Path) -> None:
-    assert budget(opt, tmp_path, "--budget-text", TEXT, "--quiet", limit="class-2") == 0
+def test_a_class_is_measured_on_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "JUDGED_WINDOWS", 2)
+    monkeypatch.setattr(quality, "MOST_TRIALS", 1)
+    text = tmp_path / "held out.txt"
+    text.write_text(TEXT.read_text(encoding="utf-8")[:20000], encoding="utf-8")
+    left = tmp_path / ".out.onnx.trial"  # by a run that was killed
+    left.mkdir()
+    (left / "trial.onnx.data.partial").write_text("much")
+
+    tiny = ROOT / "models" / "tiny" / "model.onnx"
+    rest = ["--lorc-rank", 0, "--group-size", 64, "--quiet"]
+    assert budget(tiny, tmp_path, "--budget-text", text, *rest, limit="class-2") == 0
 
     assert (tmp_path / "out.plan.toml").read_text().startswith("# zq2onnx plan for --budget class-2")
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".zq2onnx")]
+    found = evaluate([tiny, tmp_path / "out.onnx"], [text], tiny.parent, windows=2)
+    assert found.models[1].gap <= 0.5
+    assert not left.exists()
+    text.write_text(TEXT.read_text(encoding="utf-8")[9000:30000], encoding="utf-8")
+    again = budget(tiny, tmp_path, "--budget-text", text, *rest, "--resume", limit="class-2")
+    assert again == 2  # another text, another plan
 
 
 def test_an_existing_plan_is_not_overwritten(
@@ -104,7 +121,7 @@ def test_resume_takes_the_plan_that_is_there(
         (["--budget", "1bits"], "bytes short, the smallest schemes come to"),
         (["--budget", "40bits"], "has 32 bits per weight; required: less than that"),
         (["--budget", "900MB"], "required: less than that"),
-        (["--budget", "class-1"], "--budget class-1; required: a held-out text"),
+        (["--budget", "class-1"], "--budget by class, without a text; required: a held-out text"),
         (["--exclude", "."], "no linear layer to quantize"),
     ],
 )
@@ -173,6 +190,9 @@ def test_sensitivity_without_text_estimates_alone(opt: Path, tmp_path: Path) -> 
             ["--json", "absent/found.json"],
             "--json absent/found.json; required: a file in a folder that exists",
         ),
+        (["--text", str(TEXT), "--json", str(TEXT)], "it is one of the inputs"),
+        (["--text", str(TEXT), "--windows", "0"], "--windows 0; required: at least 1"),
+        (["--text", str(TEXT), "--length", "1"], "--length 1; required: at least 2"),
     ],
 )
 def test_sensitivity_refuses_in_one_line(

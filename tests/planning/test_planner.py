@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 import zq2onnx
 from tests import zoo
@@ -105,7 +107,9 @@ def test_a_plan_is_a_recipe(planner: Planner, opt: Path, tmp_path: Path) -> None
 
     assert table["method"] == "rtn"
     assert table["calib-samples"] == SAMPLES
-    assert {node["match"] for node in table["node"]} >= {"^" + plan.layers[0].node.replace(".", r"\.") + "$"}
+    assert {node["match"] for node in table["node"]} >= {
+        "^" + plan.layers[0].node.replace(".", r"\.") + r"\Z"
+    }
     edited = plan.to_toml() + '\n[[node]]\nmatch = "fc1"\nkeep-float = true\n'
     (tmp_path / "plan.toml").write_text(edited)
     report = zq2onnx.convert(
@@ -154,6 +158,85 @@ def test_qdq_is_foreseen_to_the_byte(opt: Path, tmp_path: Path) -> None:
     assert report.bytes_after == pytest.approx(plan.bytes, abs=64)
 
 
+def test_what_concerns_int8_activations_and_embeddings_is_foreseen(opt: Path, tmp_path: Path) -> None:
+    recipe = """
+        act-granularity = "block"
+        embedding-bits = 8
+        [[node]]
+        match = "fc1"
+        scheme = "w8a8"
+        [[node]]
+        match = "fc2"
+        symmetric = true
+        method = "gptq"
+        [[node]]
+        match = "k_proj"
+        lorc-rank = 3
+        lorc-dtype = "float"
+        lorc = "plain"
+        """
+
+    plan = planner_of(opt, tmp_path, recipe).plan(Bits(5.5))
+    report = convert_by(plan, opt, tmp_path)
+
+    assert {str(layer.scheme.granularity) for layer in plan.layers} != {"128"}  # which embeddings have
+    assert report.bytes_after == plan.bytes
+    assert report.effective_bits == pytest.approx(plan.bits)
+    operators = {
+        node.op_type for node in onnx.load(tmp_path / "out.onnx", load_external_data=False).graph.node
+    }
+    assert any(name.startswith("MatMulW8A8Block") for name in operators)
+
+
+def test_what_is_a_little_over_is_made_a_little_smaller(opt: Path, tmp_path: Path) -> None:
+    planner = planner_of(opt, tmp_path, lorc_rank=128, lorc_dtype="float")
+    least, most = planner.extremes("any")
+
+    for share in np.linspace(0.05, 0.45, 9):
+        limit = int(least.bytes + share * (most.bytes - least.bytes))
+        assert 0.95 * limit < planner.plan(Bytes(limit)).bytes <= limit
+
+
+def test_a_layer_named_as_the_weight_of_another_has_its_own_scheme(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {
+        name: rng.standard_normal((128, 128)).astype(np.float32) / 8 for name in ("second", "first", "w")
+    }
+    weights["w"] /= 1000
+    nodes = [  # torch has no counterpart of the last one here: layers are measured
+        helper.make_node("MatMul", ["x", "w"], ["a"], "first"),
+        helper.make_node("MatMul", ["x", "second"], ["b"], "w"),
+        helper.make_node("MatMul", ["x", "first"], ["c"], "last"),
+        helper.make_node("Sum", ["a", "b", "c"], ["y"], "sum"),
+    ]
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 128]) for name in "xy"]
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "named", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "calib.npz", x=rng.standard_normal((32, 128)).astype(np.float32))
+    said = Choices(method="rtn", lorc_rank=0)
+    planner = Planner(
+        tmp_path / "model.onnx", said, tmp_path / "calib.npz", None, None, tmp_path / "out.onnx"
+    )
+    planner.size_up(Steps())
+
+    plan = planner.plan(Bits(4.0))
+    plan.save(tmp_path / "plan.toml")
+    report = zq2onnx.convert(
+        tmp_path / "model.onnx",
+        tmp_path / "out.onnx",
+        recipe=tmp_path / "plan.toml",
+        calib=tmp_path / "calib.npz",
+        check="none",
+    )
+
+    assert any("there are no gradients: node 'sum' (Sum)" in warning for warning in plan.warnings)
+    chosen = {layer.node: layer.scheme.bits for layer in plan.layers}
+    assert len(set(chosen.values())) > 1
+    assert {node.name: node.bits for node in report.quantized} == chosen
+
+
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
@@ -167,8 +250,9 @@ def test_qdq_is_foreseen_to_the_byte(opt: Path, tmp_path: Path) -> None:
     ],
 )
 def test_budgets_that_cannot_be_kept_are_refused(planner: Planner, budget: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        planner.plan(budget)
+    for refuse in (planner.check, planner.plan):
+        with pytest.raises(UserError, match=message):
+            refuse(budget)
 
 
 def test_without_torch_layers_are_measured(
@@ -197,7 +281,8 @@ def test_origin_tells_options_apart(opt: Path, tmp_path: Path) -> None:
         return Planner(opt, said, TEXT, opt.parent, None, tmp_path / "out.onnx").origin
 
     assert origin() == origin()
-    assert len({origin(), origin(group_size=32), origin(lorc_rank=4), origin(calib_samples=4)}) == 4
+    others = [{"group_size": 32}, {"lorc_rank": 4}, {"calib_samples": 4}, {"target": "qdq"}]
+    assert len({origin(), *(origin(**other) for other in others)}) == 5
 
 
 def test_plans_are_told_apart_by_nothing_but_their_choices(planner: Planner) -> None:

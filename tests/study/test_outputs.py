@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import re
 
 from tests.study.made import SENSITIVITY, result, study
 from zq2onnx.study.markdown import to_markdown
@@ -83,6 +85,25 @@ methods for the output's.
 
 def test_markdown_is_the_papers_table_and_the_advice() -> None:
     assert to_markdown(MADE) == GOLDEN
+
+
+def test_what_markdown_would_not_show_as_it_is_is_escaped() -> None:
+    hostile = "a|b <img src=x onerror=alert(1)> *_`&\n# [x](y)"
+    shown = r"a\|b \<img src=x onerror=alert(1)\> \*\_\`\& # \[x\](y)"
+    made = study(
+        *(result(), result("gptq")),
+        failures=(CellFailure(Cell("gptq", "w3a16", "64", 0), hostile),),
+        calibration=hostile,
+        warnings=(hostile,),
+    )
+    made.perplexity.clear()
+    made.perplexity.update({f"{hostile}.txt": 20.0, "data/web.txt": 30.0})
+    text = to_markdown(dataclasses.replace(made, model=hostile))
+    assert text.startswith(f"# Study of {shown}\n")
+    told = re.sub("```sh.*?```", "", text, flags=re.DOTALL).replace("<br>", "")
+    assert "<" not in told.replace("\\<", "")
+    for said in (f"({shown} 20.000, web 30.000)", f"failed: {shown} |", f"on {shown}.", f"- {shown}\n"):
+        assert said in text
 
 
 def test_without_calibration_layers_or_pairs_their_sections_are_left_out() -> None:

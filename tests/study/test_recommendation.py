@@ -16,6 +16,7 @@ from zq2onnx.study.recommendation import (
     SAME_SIZE,
     best,
     command,
+    commands,
     pareto,
     recommended,
     sentences,
@@ -137,6 +138,23 @@ def test_front_is_what_nothing_beats(points: list[tuple[int, int]], measure: Lit
 def test_sizes_as_good_as_equal_are_within_a_thousandth() -> None:
     near, far = result("rtn", megabytes=4, kl=0.5), result("gptq", megabytes=4 * SAME_SIZE + 0.001, kl=0.1)
     assert pareto(study(near, far)) == (near, far)
+
+
+def test_two_files_of_one_scheme_are_not_made_under_one_name() -> None:
+    best, smaller = (
+        result("gptq", megabytes=4, gap=0.05),
+        result("gptq", "w4a16", "row", megabytes=3, gap=0.3),
+    )
+    lines = [shlex.split(line) for _, line in commands(study(best, smaller))]
+    assert [line[line.index("-o") + 1] for line in lines] == [
+        "model.w4a16-g64-gptq-r0.onnx",
+        "model.w4a16-row-gptq-r0.onnx",
+    ]
+    other = result("gptq", "w3a16", megabytes=3, gap=0.3)
+    assert [line for _, line in commands(study(best, other))] == [
+        command(study(), best),
+        command(study(), other),
+    ]
 
 
 def test_command_makes_the_file() -> None:

@@ -18,7 +18,6 @@ from zq2onnx.study.records import (
     read_record,
     to_json,
     write_record,
-    write_whole,
 )
 from zq2onnx.study.results import Cell, CellFailure, CellResult, LayerError, Study
 
@@ -92,16 +91,3 @@ def test_a_file_that_is_no_record_is_none(tmp_path: Path, content: str) -> None:
 def test_a_file_of_bytes_that_are_no_text_is_none(tmp_path: Path) -> None:
     (tmp_path / "cell.json").write_bytes(b"\xff\xfe\x00")
     assert read_header(tmp_path / "cell.json") is None
-
-
-def test_writing_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "study.md"
-    write_whole(file, "old\n")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_whole(file, "new, and longer\n")
-    assert file.read_text() == "old\n"

@@ -268,6 +268,18 @@ def test_layers_are_measured_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -
     assert run_study(asked) == study
 
 
+def test_layers_are_measured_once_for_each_number_of_bits(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(
+        sensitivity_step, "measure_sensitivity", lambda *_, schemes, **__: asked.extend(schemes) or ()
+    )
+    grid = Grid(schemes=("w4a8", "w4a16", "w2a16"), methods=("rtn",), group_sizes=("64",), lorc_ranks=(0,))
+    run_study(request(copy, sensitivity=True, grid=grid))
+    assert asked == ["w4a16", "w2a16"]
+
+
 def test_layers_that_cannot_be_measured_cost_a_warning(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise UserError("no blocks")

@@ -32,7 +32,8 @@ BATCH_TOKENS = 2048
 HELD_OUT_SHARE = 8
 """One sample in this many, the last ones, is held out."""
 
-LENGTH_OPTION = "--calib-length"
+OPTIONS = ("--calib-samples", "--calib-length")
+"""What calibration samples are counted and cut with."""
 
 _OWN_INPUTS = "--calib FILE.npz with the model's own inputs"
 
@@ -58,7 +59,14 @@ class Samples:
 
 
 def load_samples(
-    model: ir.Model, path: Path, calib: Path, tokenizer: Path | None, samples: int, length: int
+    model: ir.Model,
+    path: Path,
+    calib: Path,
+    tokenizer: Path | None,
+    samples: int,
+    length: int,
+    *,
+    options: tuple[str, str] = OPTIONS,
 ) -> Samples:
     """Read calibration samples for a model.
 
@@ -73,18 +81,19 @@ def load_samples(
         tokenizer: the model's `tokenizer.json`, or the folder that holds it; a text needs it.
         samples: how many to take at most.
         length: tokens in a sample; shortened to what the model takes.
+        options: what the user says `samples` and `length` with.
 
     Raises:
         UserError: a file is missing or is not what it should be, the samples do not fit the model's
             inputs or its vocabulary, or there is not one whole sample.
     """
-    for option, value, least in (("--calib-samples", samples, 1), (LENGTH_OPTION, length, 2)):
+    for option, value, least in zip(options, (samples, length), (1, 2), strict=True):
         if value < least:
             raise UserError(f"{option} {value}", f"at least {least}")
     if calib.suffix == ".npz":
         feeds = read_arrays(model, path, calib, samples)
     elif calib.suffix in (".txt", ".jsonl"):
-        windows = _windows(model, path, calib, tokenizer, samples, length)
+        windows = _windows(model, path, calib, tokenizer, samples, length, options[1])
         feeds = feed_text(_text_inputs(model, path), windows.ids)
     else:
         raise UserError(f"{calib}: samples of an unknown kind", "a .txt, .jsonl or .npz file")
@@ -105,7 +114,13 @@ def _text_inputs(model: ir.Model, path: Path) -> tuple[TextInput, ...]:
 
 
 def _windows(
-    model: ir.Model, path: Path, calib: Path, tokenizer: Path | None, samples: int, length: int
+    model: ir.Model,
+    path: Path,
+    calib: Path,
+    tokenizer: Path | None,
+    samples: int,
+    length: int,
+    length_option: str,
 ) -> Windows:
     """The first windows of a text, of the length that the model takes."""
     if not any(value.name == "input_ids" for value in free_inputs(model)):
@@ -125,10 +140,10 @@ def _windows(
     encode = load_tokenizer(tokenizer)
     check_tokenizer(path, tokenizer)
     if calib.suffix == ".txt":
-        windows = cut_windows(calib, encode, length, samples, option=LENGTH_OPTION)
+        windows = cut_windows(calib, encode, length, samples, option=length_option)
     else:
         ids = read_documents(calib, encode, samples * length)
-        windows = cut_ids(calib, ids, length, samples, option=LENGTH_OPTION)
+        windows = cut_ids(calib, ids, length, samples, option=length_option)
     check_vocabulary(path, _known(model, path), [windows], tokenizer)
     return windows
 

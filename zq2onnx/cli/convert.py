@@ -420,7 +420,7 @@ def _spend(
         texts=texts or (),
         plan_file=plan,
         choices=choices | tuples,
-        steps=Steps(bars.gathering, bars.sizing_up, bars.measuring),
+        steps=Steps(bars.gathering, bars.sizing_up, bars.measuring, bars.calibrating),
         planned=show,
         **files,
         **run,

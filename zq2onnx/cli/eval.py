@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import enum
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,7 +90,7 @@ def eval_(
     """
     texts, archives = text or [], npz or []
     for option, file in (("--json", json), ("--html", html)):
-        _check_output(option, file, [*models, *texts, *archives])
+        _check_output(option, file)
     if json is not None and html is not None and json.resolve() == html.resolve():
         raise UserError(f"--json and --html {html}", "a file for each")
     if html is not None:
@@ -100,6 +98,8 @@ def eval_(
 
         require_libraries()
     plan = _plan(models, texts, archives, task, tokenizer, length, stride, windows)
+    for option, file in (("--json", json), ("--html", html)):
+        _check_not_read(option, file, models, [*texts, *archives, *([tokenizer] if tokenizer else [])])
     with progress("evaluating", plan.runs, quiet, unit=_unit(archives, task)) as advance:
         evaluation = plan.run(advance)
     _check_sense(evaluation)
@@ -153,30 +153,32 @@ def _unit(archives: list[Path], task: Task) -> str:
     return "windows" if task is Task.PERPLEXITY else "sentences"
 
 
-def _check_output(option: str, file: Path | None, inputs: list[Path]) -> None:
+def _check_output(option: str, file: Path | None) -> None:
     """Find out before any work whether the results can be written."""
     if file is None:
         return
     if file.is_dir() or not (file.parent.is_dir() or file.parent.parent.is_dir()):
         raise UserError(f"{option} {file}", "a file in a folder that exists", f"mkdir -p {file.parent}")
-    if file.resolve() in {path.resolve() for path in inputs}:
+
+
+def _check_not_read(option: str, file: Path | None, models: list[Path], others: list[Path]) -> None:
+    """Refuse to write over what was read: a model, its weights, the files beside it, a text, a tokenizer."""
+    from zq2onnx.evaluation import model_files
+
+    if file is None:
+        return
+    folders = [*others, *(model.parent for model in models)]
+    beside = [folder / name for folder in folders for name in ("config.json", "tokenizer.json")]
+    read = [*others, *beside, *(each for model in models for each in model_files(model))]
+    if file.resolve() in {path.resolve() for path in read}:
         raise UserError(f"{option} {file}: it is one of the inputs", "another file")
 
 
 def _write(file: Path, content: str) -> None:
-    """Write a file that appears whole or not at all."""
+    from zq2onnx.storage.text_file import write_whole
+
     file.parent.mkdir(exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as opened:
-            opened.write(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's are for their owner alone
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(file, content)
 
 
 def _check_sense(evaluation: Evaluation | EmbeddingEvaluation | OutputEvaluation) -> None:

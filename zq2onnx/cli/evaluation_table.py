@@ -25,6 +25,8 @@ def evaluation_table(evaluation: Evaluation | EmbeddingEvaluation | OutputEvalua
 
 def _perplexity(evaluation: Evaluation) -> Table:
     """A row per model, a column per measure."""
+    from zq2onnx.evaluation.results import kl_text
+
     overlap = "" if evaluation.stride is None else f" every {evaluation.stride} tokens"
     table = _table(
         "perplexity",
@@ -39,7 +41,7 @@ def _perplexity(evaluation: Evaluation) -> Table:
             f"{model.gap:+.3f}",
             "-" if model.paper_class is None else model.paper_class.value,
             f"{100 * model.top1:.2f}",
-            f"{model.kl:.5f}",
+            kl_text(model.kl),
         )
     if evaluation.models[1:]:
         classes = {model.paper_class for model in evaluation.models if model.paper_class is not None}

@@ -15,6 +15,7 @@ from zq2onnx.cli.bars import Bars
 from zq2onnx.cli.console import stderr, stdout
 from zq2onnx.errors import UserError
 from zq2onnx.scheme import GROUP_SIZES, SCHEME_NAMES
+from zq2onnx.storage.paths import check_folder
 
 if TYPE_CHECKING:
     from zq2onnx.planning.costs import Sensitivity
@@ -87,8 +88,8 @@ def sensitivity(
     from zq2onnx.planning.sensitivity import measure_sensitivity
     from zq2onnx.planning.survey import Steps
 
-    if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
-        raise UserError(f"--json {json}", "a file in a folder that exists", f"mkdir -p {json.parent}")
+    if json is not None:
+        _check_json(json, [model, calib, *(text or [])])
     warnings: list[str] = []
     with contextlib.ExitStack() as stack:
         bars = Bars(stack, quiet)
@@ -119,12 +120,20 @@ def sensitivity(
             _print(each)
 
 
+def _check_json(json: Path, read: list[Path]) -> None:
+    """Find out before any work whether the results can be written."""
+    if json.is_dir() or not json.absolute().parent.is_dir():
+        raise UserError(f"--json {json}", "a file in a folder that exists", f"mkdir -p {json.parent}")
+    if json.resolve() in {path.resolve() for path in read}:
+        raise UserError(f"--json {json}: it is one of the inputs", "another file")
+    check_folder(json)
+
+
 def _write(file: Path, found: tuple[Sensitivity, ...]) -> None:
-    """Whole or not at all."""
+    from zq2onnx.storage.text_file import write_whole
+
     plain = {"sensitivity": [dataclasses.asdict(each) for each in found]}
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json_format.dumps(plain, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, json_format.dumps(plain, indent=2) + "\n")
 
 
 def _print(found: Sensitivity) -> None:

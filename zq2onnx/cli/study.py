@@ -168,8 +168,8 @@ def study(
     zq2onnx study model.onnx --text news.txt --text web.txt -o study
     zq2onnx study model.onnx --text news.txt --calib calibration.txt --schemes w4a16,w3a16,w2a16 -o study
     """
+    from zq2onnx.storage.text_file import write_whole
     from zq2onnx.study import Grid, Request
-    from zq2onnx.study.records import write_whole
 
     request = Request(
         model=model,

@@ -35,7 +35,8 @@ def print_study(result: Study, folder: Path, html: bool) -> None:
     """The table, the recommendation, and where to read more."""
     from rich.table import Table
 
-    from zq2onnx.study.recommendation import command, recommended, sentences
+    from zq2onnx.evaluation.results import kl_text
+    from zq2onnx.study.recommendation import commands, sentences
     from zq2onnx.study.results import CellResult
     from zq2onnx.study.table import table
 
@@ -45,7 +46,7 @@ def print_study(result: Study, folder: Path, html: bool) -> None:
     shown = Table("method", "groups", "rank", *laid_out.schemes, title="perplexity gap, class, KL, MB")
     for row in laid_out.rows:
         entries = (
-            f"{entry.gap:+.3f} {entry.paper_class.value} {entry.kl:.5f} {entry.bytes / 1e6:.2f}"
+            f"{entry.gap:+.3f} {entry.paper_class.value} {kl_text(entry.kl)} {entry.bytes / 1e6:.2f}"
             if isinstance(entry, CellResult)
             else ("failed" if entry else "")
             for entry in row.entries
@@ -54,8 +55,8 @@ def print_study(result: Study, folder: Path, html: bool) -> None:
     console.stdout.print(shown)
     for sentence in sentences(result):
         console.stdout.print(sentence)
-    for chosen in recommended(result):
-        console.stdout.print(f"  {command(result, chosen)}")
+    for _, line in commands(result):
+        console.stdout.print(f"  {line}")
     kinds = ("md", "csv", "json", "html") if html else ("md", "csv", "json")
     console.stdout.print(f"written: {', '.join(str(folder / f'study.{kind}') for kind in kinds)}")
 

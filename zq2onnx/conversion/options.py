@@ -105,8 +105,10 @@ class Options:
     def describe(self) -> dict[str, object]:
         """Everything that decides the bytes, as plain values in a fixed order."""
         embedding = self.policy.embedding
+        int8 = any(scheme.activation is Activation.A8 for scheme in self.schemes)  # in a rule alone, maybe
         return {
             **self.policy.scheme.describe(),
+            "act-granularity": self.policy.scheme.act_granularity.value if int8 else None,
             "embedding-bits": None if embedding is None else embedding.bits,
             "target": self.target.value,
             "single-file": self.single_file,

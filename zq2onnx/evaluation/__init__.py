@@ -6,6 +6,7 @@ from zq2onnx.evaluation.comparison import Plan, evaluate, plan_evaluation
 from zq2onnx.evaluation.embedding import EmbeddingPlan, plan_embedding
 from zq2onnx.evaluation.float32_copy import float32_copy
 from zq2onnx.evaluation.matching import check_perplexity
+from zq2onnx.evaluation.model_file import model_files
 from zq2onnx.evaluation.outputs import OutputPlan, plan_outputs
 from zq2onnx.evaluation.paper_class import PaperClass
 from zq2onnx.evaluation.results import (
@@ -31,6 +32,7 @@ __all__ = [
     "check_perplexity",
     "evaluate",
     "float32_copy",
+    "model_files",
     "plan_embedding",
     "plan_evaluation",
     "plan_outputs",

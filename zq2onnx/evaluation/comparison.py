@@ -186,7 +186,7 @@ def _logits(path: Path, model: ir.Model) -> ir.Value:
         raise UserError(
             f"{path}: its first output is {output.name} of shape {output.shape}",
             "logits [batch, length, vocabulary]: perplexity is that of a causal language model",
-            "--task embedding compares the embeddings of encoders",
+            "zq2onnx eval --task embedding compares the embeddings of encoders",
         )
     return output
 

@@ -30,6 +30,15 @@ def read_model(path: Path) -> ir.Model:
     return model
 
 
+def model_files(path: Path) -> list[Path]:
+    """A model's file, and every file that its weights are in, in a fixed order.
+
+    Raises:
+        UserError: there is no such file, or it is not an ONNX model.
+    """
+    return [path, *sorted({Path(tensor.path) for tensor in external_tensors(read_model(path))})]
+
+
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """Every tensor of the model whose bytes are in another file, in subgraphs and functions too."""
     for value in initialized_values(model):

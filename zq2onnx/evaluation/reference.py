@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from zq2onnx.errors import UserError
 from zq2onnx.evaluation.metrics import Reference, Score
-from zq2onnx.evaluation.model_file import external_tensors, read_model
+from zq2onnx.evaluation.model_file import model_files
 from zq2onnx.runtime.providers import require_onnxruntime
 from zq2onnx.text import Windows
 
@@ -222,9 +222,8 @@ class _Recorder:
 
 def _fingerprint(model: Path) -> str:
     """SHA-256 of a model's file and of every file that its weights are in."""
-    files = {tensor.path for tensor in external_tensors(read_model(model))}
     digest = hashlib.sha256()
-    for file in (model, *sorted(map(Path, files))):
+    for file in model_files(model):
         try:
             with file.open("rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())

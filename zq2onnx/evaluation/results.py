@@ -137,6 +137,15 @@ class OutputEvaluation:
         return models_to_json(self.models)
 
 
+def kl_text(value: float) -> str:
+    """A divergence in nats, to two digits at least: 8 bits cost so little that five decimals tell nothing.
+
+    >>> kl_text(0.0123), kl_text(0.0000042), kl_text(0.0), kl_text(float("nan"))
+    ('0.01230', '4.2e-06', '0.00000', 'nan')
+    """
+    return f"{value:.1e}" if 0 < abs(value) < 1e-4 else f"{value:.5f}"
+
+
 def models_to_json(models: Sequence[object]) -> str:
     """`{"models": [...]}` of dataclasses, indented; what is not finite is null, `paper_class` is `class`."""
     renamed = {"paper_class": "class"}

@@ -25,7 +25,7 @@ from zq2onnx.passes.measure_sizes import bits_per_weight, file_bytes
 LONGEST_DEFAULT = 2048
 """No default length exceeds this: published perplexities are those of windows of 2048 tokens."""
 
-_OWN_INPUTS = "--npz FILE with the model's own inputs measures the error of its outputs"
+_OWN_INPUTS = "zq2onnx eval --npz FILE with the model's own inputs measures the error of its outputs"
 
 ChooseOutput = Callable[[Path, ir.Model], ir.Value]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -29,13 +30,11 @@ _BESIDE_POINT = (
     (0.5, 0.0, 0.0, 1.0),
     (0.5, 1.0, 0.0, -1.0),
 )
-_FAR_FROM_POINT = (
-    (1.0, 1.0, -1.8, -1.2),
-    (0.0, 0.0, 1.8, 1.2),
-    (1.0, 1.0, -2.4, -2.8),
-    (0.0, 0.0, 2.4, 2.8),
-    (1.0, 1.0, -4.5, -1.8),
-    (0.0, 0.0, 4.5, 1.8),
+_FAR_FROM_POINT = tuple(
+    (0.5 - 0.5 * math.copysign(across != 0, across), 0.0 if up > 0 else 1.0, far * across, far * up)
+    for far in (1.0, 1.5, 2.0, 2.75, 3.5, 4.5)
+    for across in (-1.8, 1.8, -0.9, 0.9, 0.0)
+    for up in (-3.0 + abs(across), 3.0 - abs(across))
 )
 _ON_LINE = ((0.0, 0.0, 0.3, 0.2), (0.0, 1.0, 0.3, -0.2))
 _ON_LINES_END = ((1.0, 0.0, -0.3, 0.2), (1.0, 1.0, -0.3, -0.2))

@@ -28,11 +28,17 @@ def render_template(name: str, **values: Any) -> str:
 
 
 def number(value: float | None, decimals: int = 3) -> str:
-    """A number with so many decimals where that can be read, else in powers of ten; "–" for none.
+    """A number with so many decimals where these show two digits of it, else in powers of ten; "–" for none.
 
     >>> number(20.12345), number(1.5e7), number(0.000012, 5), number(float("inf")), number(None)
-    ('20.123', '1.50e+07', '0.00001', '∞', '–')
+    ('20.123', '1.50e+07', '1.2e−05', '∞', '–')
     """
+    if value is not None and 0 < abs(value) < 10.0 ** (1 - decimals):
+        return f"{value:.1e}".replace("-", "−")
+    return _fixed(value, decimals)
+
+
+def _fixed(value: float | None, decimals: int) -> str:
     if value is None:
         return "–"
     if math.isnan(value):
@@ -44,12 +50,14 @@ def number(value: float | None, decimals: int = 3) -> str:
 
 
 def gap_text(value: float) -> str:
-    """A difference in perplexity, with its sign.
+    """A difference in perplexity, with its sign; what is less than a thousandth is as good as none.
 
-    >>> gap_text(0.1234), gap_text(-0.05), gap_text(float("nan"))
-    ('+0.123', '−0.050', 'not a number')
+    >>> gap_text(0.1234), gap_text(-0.05), gap_text(-2e-5), gap_text(float("nan"))
+    ('+0.123', '−0.050', '±0.000', 'not a number')
     """
-    return number(value) if math.isnan(value) or value < 0 else f"+{number(value)}"
+    if abs(value) < 5e-4:
+        return "±0.000"
+    return _fixed(value, 3) if math.isnan(value) or value < 0 else f"+{_fixed(value, 3)}"
 
 
 def megabytes(size: int) -> str:
@@ -67,7 +75,7 @@ def percent(share: float) -> str:
     >>> percent(0.98765)
     '98.77'
     """
-    return number(100 * share, 2)
+    return _fixed(100 * share, 2)
 
 
 def file_name(path: str) -> str:

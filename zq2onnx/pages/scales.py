@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from matplotlib.axes import Axes
+from matplotlib.scale import SymmetricalLogTransform
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 WIDE = 20.0
@@ -47,6 +48,12 @@ def scale_axis(
     axis.set_major_formatter(FuncFormatter(_plain))
     axis.set_minor_formatter(NullFormatter())
     return True
+
+
+def linear_part(axes: Axes) -> float | None:
+    """Up to where a vertical axis is linear that is logarithmic beyond; None where it is only one of them."""
+    transform = axes.yaxis.get_transform()
+    return transform.linthresh if isinstance(transform, SymmetricalLogTransform) else None
 
 
 def _least_positive(values: Iterable[float]) -> float:

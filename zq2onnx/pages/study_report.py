@@ -15,7 +15,7 @@ from zq2onnx.pages.page import render_template
 from zq2onnx.pages.sweeps import plot_group_sizes, plot_ranks
 from zq2onnx.pages.trade_off import plot_trade_off
 from zq2onnx.study.orderings import findings
-from zq2onnx.study.recommendation import command, pareto, recommended, sentences
+from zq2onnx.study.recommendation import commands, pareto, sentences
 from zq2onnx.study.results import CellResult, Study
 from zq2onnx.study.table import Row, table, text_names
 
@@ -29,7 +29,7 @@ def render(study: Study) -> str:
         study: finished; failed cells, gaps that are not finite and grids of one cell are shown as such.
     """
     laid_out = table(study)
-    chosen = recommended(study)
+    chosen = commands(study)
     return render_template(
         "study.html.j2",
         study=study,
@@ -38,8 +38,8 @@ def render(study: Study) -> str:
         texts=text_names(study),
         sentences=sentences(study),
         findings=findings(study),
-        chosen=[(result, command(study, result)) for result in chosen],
-        chosen_cells={result.cell for result in chosen},
+        chosen=chosen,
+        chosen_cells={result.cell for result, _ in chosen},
         front={result.cell for result in pareto(study)},
         by_size=sorted(study.cells, key=lambda result: (result.bytes, result.kl)),
         classes=list(PaperClass),

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from zq2onnx.evaluation.results import kl_text
 from zq2onnx.pages.figure import TIP, Plot, house_style, new_figure
 from zq2onnx.pages.inline_svg import to_svg
 from zq2onnx.pages.marks import Marks, dash_entries, dashes, distinct, draw_legend
@@ -91,7 +92,7 @@ def _plot(sweep: _Sweep, study: Study, marks: Marks) -> Plot:
             places = [choices.index(sweep.choice(result.cell)) for result in line]
             axes.plot(places, [result.kl for result in line], zorder=2.5, **{**style, "marker": "none"})
             for place, result in zip(places, line, strict=True):
-                tip = f"{TIP}{result.cell.label}: KL {result.kl:.5f}"
+                tip = f"{TIP}{result.cell.label}: KL {kl_text(result.kl)}"
                 axes.plot([place], [result.kl], gid=tip, zorder=3, clip_on=False, **style)
         axes.set_xticks(range(len(choices)), choices)
         axes.margins(0.08, 0.06)

@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from zq2onnx.evaluation.paper_class import PaperClass
+from zq2onnx.evaluation.results import kl_text
 from zq2onnx.pages.figure import TIP, Plot, Role, house_style, new_figure
 from zq2onnx.pages.inline_svg import to_svg
 from zq2onnx.pages.labels import Labels
 from zq2onnx.pages.marks import Marks, draw_legend
-from zq2onnx.pages.scales import scale_axis
+from zq2onnx.pages.scales import linear_part, scale_axis
 from zq2onnx.study.recommendation import Measure, pareto, recommended
 from zq2onnx.study.results import CellResult, Study
 
@@ -48,12 +49,12 @@ def plot_trade_off(study: Study, measure: Measure, marks: Marks) -> Plot:
         labels = Labels(axes, [_place(result, measure) for result in drawn], corners)
         if measure == "gap":
             _draw_bounds(axes, labels)
-        first = {result.cell for result in recommended(study)}
-        for result in sorted(front, key=lambda result: result.cell not in first):
+        first = [result for result in recommended(study) if result in drawn]
+        for result in [*first, *(each for each in front if each not in first)]:
             labels.beside(*_place(result, measure), marks.brief(result.cell))
         label = f"{heading}: {len(drawn)} cells; the Pareto front goes " + _in_words(front, measure)
         return Plot(
-            heading, to_svg(figure, f"{measure}-bytes", label), _caption(study, drawn, axes.get_yscale())
+            heading, to_svg(figure, f"{measure}-bytes", label), _caption(study, drawn, linear_part(axes))
         )
 
 
@@ -63,7 +64,7 @@ def _place(result: CellResult, measure: Measure) -> tuple[float, float]:
 
 def _draw_point(axes: Axes, result: CellResult, measure: Measure, marks: Marks) -> None:
     x, y = _place(result, measure)
-    cost = f"gap {result.gap:+.3f}, {result.paper_class.value}, KL {result.kl:.5f}"
+    cost = f"gap {result.gap:+.3f}, {result.paper_class.value}, KL {kl_text(result.kl)}"
     tip = f"{result.cell.label}: {x:.2f} MB, {cost}"
     style = marks.style(result.cell.scheme, result.cell.method)
     axes.plot([x], [y], linestyle="none", gid=TIP + tip, zorder=3, clip_on=False, **style)
@@ -91,13 +92,13 @@ def _in_words(front: tuple[CellResult, ...], measure: Measure) -> str:
     return f"from {ends[0]} to {ends[1]}." if first is not last else f"through one cell, {ends[0]}."
 
 
-def _caption(study: Study, drawn: list[CellResult], scale: str) -> str:
+def _caption(study: Study, drawn: list[CellResult], linear_to: float | None) -> str:
     said = (
         "No other file is both smaller and nearer than one on the front."
         f" The float model has {study.bytes / 1e6:.2f} MB."
     )
-    if scale == "symlog":
-        said += f" The vertical axis is linear up to {PaperClass.CLASS_1.bound} and logarithmic beyond."
+    if linear_to is not None:
+        said += f" The vertical axis is linear up to {linear_to:.2g} and logarithmic beyond."
     if missing := len(study.cells) - len(drawn):
         said += f" Not drawn: {missing} of {len(study.cells)} cells, whose value is not finite."
     return said

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from zq2onnx.conversion.options import Options
 from zq2onnx.numerics.knapsack import Item
 from zq2onnx.passes.candidates import Candidate
-from zq2onnx.planning.sizes import Sizes, foresee_sizes
+from zq2onnx.planning.sizes import Sizes
 from zq2onnx.planning.survey import Survey
 from zq2onnx.scheme import WEIGHT_BITS, Granularity, PerBlock, PerChannel, Scheme
 
@@ -114,7 +112,10 @@ def ranks_up_to(most: int) -> tuple[int, ...]:
 
 
 def list_alternatives(
-    found: Survey, grid: Grid, costs: Mapping[tuple[str, Scheme], Mapping[int, float]], output: Path
+    found: Survey,
+    grid: Grid,
+    costs: Mapping[tuple[str, Scheme], Mapping[int, float]],
+    sizes: Sequence[Sizes],
 ) -> list[Alternatives]:
     """What could be chosen for each weight of which costs are known.
 
@@ -122,19 +123,13 @@ def list_alternatives(
         found: the model.
         grid: what was tried.
         costs: by node and its scheme, the cost by rank of the branch.
-        output: what would be written; names of files are part of a file.
+        sizes: for each scheme of `grid.uniform`, those of a conversion by it.
     """
-    sizes = [foresee_sizes(found, _uniform(found, scheme), output) for scheme in grid.uniform]
     sharing: dict[tuple[object, ...], list[str]] = {}
     for name, view in found.views.items():
         if any((name, scheme) in costs for scheme in grid.of_node[name]):
             sharing.setdefault((view.key, grid.of_node[name]), []).append(name)
     return [_alternatives(tuple(nodes), found, grid, costs, sizes) for nodes in sharing.values()]
-
-
-def _uniform(found: Survey, scheme: Scheme) -> Options:
-    policy = dataclasses.replace(found.options.policy, scheme=scheme)
-    return dataclasses.replace(found.options, policy=policy)
 
 
 def _alternatives(

@@ -12,9 +12,9 @@ from zq2onnx.calibration.samples import Samples
 from zq2onnx.pipeline import default_jobs
 from zq2onnx.planning.alone import divergences
 from zq2onnx.planning.alternatives import Grid
-from zq2onnx.planning.code_store import CodeStore
 from zq2onnx.planning.rounding import Loss, round_layers
 from zq2onnx.planning.survey import Steps, Survey, single_samples
+from zq2onnx.planning.weight_store import WeightStore
 from zq2onnx.scheme import Scheme
 
 PROBE_BITS = 3
@@ -47,7 +47,7 @@ def estimate_costs(found: Survey, grid: Grid, steps: Steps, warnings: list[str])
     """
     losses: dict[tuple[str, Scheme], Mapping[int, Loss]] = {}
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(CodeStore())
+        store = stack.enter_context(WeightStore())
         gradients = found.gradients(steps.gradients)
         if gradients is not None:
             stack.enter_context(gradients)
@@ -66,7 +66,7 @@ def estimate_costs(found: Survey, grid: Grid, steps: Steps, warnings: list[str])
             losses[layer.node, layer.scheme] = layer.losses
             if layer.losses[0].model is None and _is_probe(layer.scheme, layer.node, grid):
                 probed[layer.node] = layer.losses[0]
-                store.save("probe", layer, 0)
+                store.save("probe", layer.node, layer.effective(0))
         units = _measure_units(found, probed, store, steps)
         if probed:
             warnings.append(_told(probed, gradients))
@@ -83,7 +83,7 @@ def _is_probe(scheme: Scheme, node: str, grid: Grid) -> bool:
 
 
 def _measure_units(
-    found: Survey, probed: Mapping[str, Loss], store: CodeStore, steps: Steps
+    found: Survey, probed: Mapping[str, Loss], store: WeightStore, steps: Steps
 ) -> dict[str, float]:
     """The divergence for each unit of a layer's output error, by node."""
     if not probed:
@@ -92,7 +92,7 @@ def _measure_units(
     samples = single_samples(found.model, _held_out(found.samples), PROBE_SAMPLES)
     measured = divergences(found.model, found.source.path, samples, changes, progress=steps.measured)
     return {
-        node: measured[node] / loss.layer if loss.layer > 0 else 0.0
+        node: max(0.0, measured[node]) / loss.layer if loss.layer > 0 else 0.0  # rounding may make it less
         for node, loss in probed.items()
         if node in measured
     }

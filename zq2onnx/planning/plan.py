@@ -10,6 +10,7 @@ from pathlib import Path
 
 from zq2onnx.planning.layers import Place
 from zq2onnx.scheme import Scheme
+from zq2onnx.storage.text_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Plan:
     Attributes:
         budget: what it keeps to, as `--budget` says it.
         options: all options of the conversion, by their names in a recipe.
-        layers: in graph order.
-        bytes: of the output with its data, if every low-rank branch is kept; else it will be smaller.
+        layers: in the order of their tables: graph order, but for names that mean other layers too.
+        bytes: of the output with its data, if every low-rank branch is kept; else it will be smaller, and
+            in a single file by what says where data is.
         stored: of them the bytes of codes, scales, zero points and factors.
         weights: how many weights these stand for.
         cost: estimated divergence of the predictions, in nats.
@@ -92,9 +94,7 @@ class Plan:
 
     def save(self, path: Path, origin: str = "") -> None:
         """Write the recipe, whole or not at all."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.to_toml(origin), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, self.to_toml(origin))
 
 
 ORIGIN = "# made of: "
@@ -102,13 +102,13 @@ ORIGIN = "# made of: "
 
 def exactly(node: str) -> str:
     """The regular expression that a node's name alone matches."""
-    return f"^{re.escape(node)}$"
+    return rf"^{re.escape(node)}\Z"
 
 
 def read_origin(recipe: Path) -> str:
     """What a saved plan was made of; "" where the file is missing or does not say."""
     try:
-        lines = recipe.read_text(encoding="utf-8").splitlines()
+        lines = recipe.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
         return ""
     return next((line.removeprefix(ORIGIN) for line in lines if line.startswith(ORIGIN)), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -26,9 +27,6 @@ from zq2onnx.planning.sizes import Sizes, foresee_sizes
 from zq2onnx.planning.survey import Steps, survey
 from zq2onnx.scheme import Scheme, parse_granularity
 
-MOST_ROUNDS = 8
-"""How often a plan is made smaller for what a file holds beside weights: alignment, names, bodies."""
-
 
 class Planner:
     """A model whose layers are sized up once, for any number of budgets.
@@ -44,6 +42,7 @@ class Planner:
 
     Attributes:
         origin: what the plans are made of: equal for equal input and options.
+        source: the model.
         warnings: one line each.
 
     Raises:
@@ -63,8 +62,10 @@ class Planner:
         group = said.over(in_recipe).group_size
         self._group = None if group is None else parse_granularity(group)
         self._found = survey(model, said, calib, tokenizer, recipe)
+        self._grid = make_grid(self._found, self._group)
         self._output = output
         self._alternatives: list[Alternatives] = []
+        self.source = self._found.source
         header = journal_header(self._found.source, self._found.options, self._found.samples)
         self.origin = hashlib.sha256(json.dumps([header, str(self._group)]).encode()).hexdigest()
         self.warnings = list(self._found.warnings)
@@ -75,9 +76,9 @@ class Planner:
         Raises:
             UserError: ONNX Runtime or torch cannot run the model, or its weights are not finite.
         """
-        grid = make_grid(self._found, self._group)
-        costs = estimate_costs(self._found, grid, steps, self.warnings)
-        self._alternatives = list_alternatives(self._found, grid, costs, self._output)
+        costs = estimate_costs(self._found, self._grid, steps, self.warnings)
+        self._alternatives = list_alternatives(self._found, self._grid, costs, self._uniform_sizes)
+        self._tell_unplanned()
         if not self._alternatives:
             raise UserError(
                 f"{self._found.source.path}: calibration reaches none of its layers", "one at least"
@@ -85,9 +86,25 @@ class Planner:
 
     def extremes(self, label: str) -> tuple[Plan, Plan]:
         """The smallest plan, and the one that costs least, whatever its size."""
-        smallest = [int(each.sizes.argmin()) for each in self._alternatives]
         nearest = [int(each.costs.argmin()) for each in self._alternatives]
-        return self._planned(label, smallest), self._planned(label, nearest)
+        return self._smallest(label, self._alternatives), self._planned(label, self._alternatives, nearest)
+
+    def check(self, budget: Bits | Bytes) -> Plan:
+        """Tell a budget that no plan can keep, before anything is computed.
+
+        Returns:
+            The smallest plan, of which no costs are known.
+
+        Raises:
+            UserError: the budget is below what the smallest schemes take, or not below the float model.
+        """
+        self._check_below_float(budget)
+        free = dict.fromkeys(self._grid.all_ranks, 0.0)
+        costs = {(node, scheme): free for node in self._found.views for scheme in self._grid.of_node[node]}
+        every = list_alternatives(self._found, self._grid, costs, self._uniform_sizes)
+        least = self._smallest(str(budget), every)
+        _check_enough(budget, least)
+        return least
 
     def plan(self, budget: Bits | Bytes, label: str = "") -> Plan:
         """Choose a scheme for each layer, after `size_up`.
@@ -101,18 +118,43 @@ class Planner:
         """
         self._check_below_float(budget)
         label = label or str(budget)
-        least = self._planned(label, [int(each.sizes.argmin()) for each in self._alternatives])
-        if (missing := _excess(budget, least)) > 0:
-            raise UserError(f"--budget {budget}: {_short(budget, missing, least)}", "as much at least")
-        room = -_excess(budget, least)
-        for _ in range(MOST_ROUNDS):
-            capacity = room + sum(int(each.sizes.min()) for each in self._alternatives)
-            chosen = choose_options([each.item for each in self._alternatives], capacity)
-            plan = self._planned(label, chosen)
+        least = self._smallest(label, self._alternatives)
+        _check_enough(budget, least)
+        items = [each.item for each in self._alternatives]
+        floor = sum(int(item.sizes.min()) for item in items)
+        capacity, step = floor - _excess(budget, least), 1
+        while capacity > floor:
+            chosen = choose_options(items, capacity)
+            plan = self._planned(label, self._alternatives, chosen)
             if (over := _excess(budget, plan)) <= 0:
                 return plan
-            room = max(0, room - over)
+            # What a file holds beside weights (alignment, names, bodies) is known of a whole plan alone.
+            taken = sum(int(item.sizes[option]) for item, option in zip(items, chosen, strict=True))
+            capacity, step = min(capacity - step * over, taken - 1), 2 * step
         return least
+
+    def _tell_unplanned(self) -> None:
+        """Warn of layers that are quantized without a choice."""
+        planned = {node for each in self._alternatives for node in each.nodes}
+        if left := [node for node in self._found.views if node not in planned]:
+            names = ", ".join(map(repr, left[:3])) + (", .." if len(left) > 3 else "")
+            self.warnings.append(
+                f"calibration does not reach {len(left)} layers ({names}): they get the bits and the rank"
+                " that most others have"
+            )
+
+    @functools.cached_property
+    def _uniform_sizes(self) -> list[Sizes]:
+        """The sizes with one scheme for all, for each of the grid."""
+        options, sizes = self._found.options, []
+        for scheme in self._grid.uniform:
+            policy = dataclasses.replace(options.policy, scheme=scheme)
+            uniform = dataclasses.replace(options, policy=policy)
+            sizes.append(foresee_sizes(self._found, uniform, self._output))
+        return sizes
+
+    def _smallest(self, label: str, alternatives: Sequence[Alternatives]) -> Plan:
+        return self._planned(label, alternatives, [int(each.sizes.argmin()) for each in alternatives])
 
     def _check_below_float(self, budget: Bits | Bytes) -> None:
         path = self._found.source.path
@@ -123,21 +165,18 @@ class Planner:
             whole = Bytes(self._found.source.nbytes)
             raise UserError(f"--budget {budget}: {path} has {whole}", "less than that")
 
-    def _planned(self, label: str, chosen: Sequence[int]) -> Plan:
+    def _planned(self, label: str, alternatives: Sequence[Alternatives], chosen: Sequence[int]) -> Plan:
         """The plan of one choice for each weight, with its exact sizes."""
-        pairs = list(zip(self._alternatives, chosen, strict=True))
-        schemes = {node: each.schemes[option] for each, option in pairs for node in each.nodes}
-        options = self._options(schemes)
+        pairs = list(zip(alternatives, chosen, strict=True))
+        choices = {node: pair for pair in pairs for node in pair[0].nodes}
+        choices = {node: choices[node] for node in self._victims_last(list(choices))}
+        options = self._options({node: each.schemes[option] for node, (each, option) in choices.items()})
         sizes = foresee_sizes(self._found, options, self._output)
         places, found = find_places(self._found.model), self._found
         return Plan(
             label,
-            {**found.options.describe(), **options.policy.scheme.describe()},
-            tuple(
-                self._layer(node, each, option, sizes, places)
-                for each, option in pairs
-                for node in each.nodes
-            ),
+            {**options.describe(), "node": found.options.describe()["node"]},
+            tuple(self._layer(node, each, option, sizes, places) for node, (each, option) in choices.items()),
             sizes.total,
             sizes.stored,
             sizes.weights,
@@ -146,15 +185,38 @@ class Planner:
         )
 
     def _options(self, schemes: Mapping[str, Scheme]) -> Options:
-        """The options of a conversion that chooses these schemes."""
+        """The options of a conversion that chooses these schemes.
+
+        Layers that calibration does not reach get the bits and the rank that most others have. The group
+        size stays as it was said: embeddings have it too.
+        """
         policy = self._found.options.policy
         common, _ = Counter(schemes.values()).most_common(1)[0]
-        base = dataclasses.replace(
-            policy.scheme, bits=common.bits, granularity=common.granularity, lorc_rank=common.lorc_rank
-        )
+        base = dataclasses.replace(policy.scheme, bits=common.bits, lorc_rank=common.lorc_rank)
         rules = tuple(_rule(node, scheme) for node, scheme in schemes.items())
         policy = dataclasses.replace(policy, scheme=base, rules=(*policy.rules, *rules))
         return dataclasses.replace(self._found.options, policy=policy)
+
+    def _victims_last(self, nodes: Sequence[str]) -> list[str]:
+        """The nodes in graph order, but behind those whose names they have for a weight, a module or a role.
+
+        A rule that means such a name finds them too; their own rules come later, and win.
+        """
+        candidates = self._found.candidates
+        seen: set[str] = set()
+        ordered: list[str] = []
+
+        def place(node: str) -> None:
+            if node not in seen:
+                seen.add(node)
+                for text in candidates[node].texts:
+                    if text in candidates and text in nodes:
+                        place(text)
+                ordered.append(node)
+
+        for node in nodes:
+            place(node)
+        return ordered
 
     def _layer(
         self, node: str, each: Alternatives, option: int, sizes: Sizes, places: Mapping[str, Place]
@@ -186,7 +248,12 @@ def _excess(budget: Bits | Bytes, plan: Plan) -> int:
     return plan.stored - int(budget.limit * plan.weights / 8)
 
 
-def _short(budget: Bits | Bytes, missing: int, least: Plan) -> str:
-    """What the smallest plan has."""
+def _check_enough(budget: Bits | Bytes, least: Plan) -> None:
+    """Refuse a budget below the smallest plan."""
+    missing = _excess(budget, least)
+    if missing <= 0:
+        return
     has = f"{least.bytes / 1e6:.3f} MB" if isinstance(budget, Bytes) else f"{least.bits:.3f} bits per weight"
-    return f"{missing} bytes short, the smallest schemes come to {has}"
+    raise UserError(
+        f"--budget {budget}: {missing} bytes short, the smallest schemes come to {has}", "as much at least"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -116,13 +117,16 @@ def round_layers(
             names = [name for name in step.linears() if name in views]
             moments = step.observe(names)
             with threadpoolctl.threadpool_limits(1):
-                tasks: list[Future[RoundedLayer]] = []
+                tasks: deque[Future[RoundedLayer]] = deque()
                 for name in names:
                     moment = None if gradients is None else gradients.load(name)
                     layer = _Layer(name, views[name], moments[name], moment)
-                    tasks += [pool.submit(layer.round, scheme, ranks) for scheme in schemes(name)]
-                for task in tasks:
-                    yield task.result()
+                    for scheme in schemes(name):
+                        if len(tasks) > jobs:  # each holds a weight, and its result waits to be taken
+                            yield tasks.popleft().result()
+                        tasks.append(pool.submit(layer.round, scheme, ranks))
+                while tasks:
+                    yield tasks.popleft().result()
             done += len(names)
             tell(done, len(views))
             if done == len(views):

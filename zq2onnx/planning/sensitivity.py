@@ -15,12 +15,14 @@ from zq2onnx.conversion.choices import Choices
 from zq2onnx.numerics.rank_correlation import spearman
 from zq2onnx.pipeline import default_jobs
 from zq2onnx.planning.alone import divergences
-from zq2onnx.planning.code_store import CodeStore
 from zq2onnx.planning.costs import OTHER, LayerCost, Sensitivity
 from zq2onnx.planning.layers import Place, find_places
 from zq2onnx.planning.rounding import Loss, round_layers
 from zq2onnx.planning.survey import WITHOUT_GRADIENTS, Steps, Survey, survey
-from zq2onnx.scheme import Scheme, parse_scheme_name
+from zq2onnx.planning.weight_store import WeightStore
+from zq2onnx.scheme import Activation, Scheme, parse_scheme_name
+
+WEIGHTS_ALONE = "what int8 activations lose is not measured: the costs are those of the weights' codes alone"
 
 DEFAULT_WINDOWS = 16
 DEFAULT_LENGTH = 256
@@ -61,9 +63,11 @@ def measure_sensitivity(
     token_file = None if tokenizer is None else Path(tokenizer)
     found = survey(Path(model), said, Path(calib), token_file)
     held_out = [found.windows(Path(text), token_file, windows, length) for text in texts]
-    asked = [_scheme(found, name) for name in schemes]
+    asked = [_scheme(found, name) for name in dict.fromkeys(schemes)]
     notes = [] if warnings is None else warnings
     notes += found.warnings
+    if any(scheme.activation is Activation.A8 for scheme in asked):
+        notes.append(WEIGHTS_ALONE)
     return tuple(_measure(found, asked, _joined(held_out), steps or Steps(), notes))
 
 
@@ -93,7 +97,7 @@ def _measure(
         else:
             stack.enter_context(gradients)
             notes += gradients.notes
-        store = stack.enter_context(CodeStore())
+        store = stack.enter_context(WeightStore())
         rounded = round_layers(
             found.model,
             found.source.path,
@@ -109,7 +113,7 @@ def _measure(
             label, rank = label_of(layer.scheme), layer.scheme.lorc_rank
             losses[label][layer.node] = layer.losses[rank]
             if held_out is not None:
-                store.save(label, layer, rank)
+                store.save(label, layer.node, layer.effective(rank))
         return [
             _result(label, of_label, places, _measured(found, held_out, store, label, of_label, steps))
             for label, of_label in losses.items()
@@ -119,7 +123,7 @@ def _measure(
 def _measured(
     found: Survey,
     held_out: Samples | None,
-    store: CodeStore,
+    store: WeightStore,
     label: str,
     losses: dict[str, Loss],
     steps: Steps,

@@ -29,7 +29,7 @@ class Sizes:
     """What an output takes, all low-rank branches kept.
 
     Attributes:
-        total: bytes of model file and data.
+        total: bytes of model file and data; a single file has a little less, for nothing is placed in it.
         stored: bytes of codes, scales, zero points and factors.
         weights: how many weights these stand for.
         codes: of them the bytes of codes, scales and zero points, by the name of a node; nodes that share
@@ -42,11 +42,6 @@ class Sizes:
     weights: int
     codes: dict[str, int]
     factors: dict[str, int]
-
-    @property
-    def bits(self) -> float:
-        """Effective bits per rewritten weight."""
-        return 8 * self.stored / self.weights
 
 
 def foresee_sizes(found: Survey, options: Options, output: Path) -> Sizes:

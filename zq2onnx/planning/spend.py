@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from zq2onnx.conversion.choices import Choices
+from zq2onnx.conversion.options import resolve
 from zq2onnx.errors import CheckFailed, UserError
-from zq2onnx.evaluation import evaluate
 from zq2onnx.pipeline import convert
 from zq2onnx.planning.budget import Budget, Bytes, Quality, parse_budget
+from zq2onnx.planning.judge import Judge
 from zq2onnx.planning.plan import Plan, read_origin
 from zq2onnx.planning.planner import Planner
 from zq2onnx.planning.quality import least_of_class
 from zq2onnx.planning.survey import Steps
 from zq2onnx.report import Report
+from zq2onnx.scheme import CheckMode, parse_choice
+from zq2onnx.storage.mapped import file_digest
 from zq2onnx.storage.output import OutputFiles
-
-JUDGED_WINDOWS = 40
-"""Of each text that the class is judged by, the first ones."""
+from zq2onnx.storage.paths import check_folder, check_side_files, same_file
 
 
 @dataclass(frozen=True)
@@ -80,22 +80,29 @@ def convert_within(
     """
     source, limit = Path(model), parse_budget(budget)
     path = _default_output(source, limit) if output is None else Path(output)
-    recipe_out = path.with_suffix(".plan.toml") if plan_file is None else Path(plan_file)
-    if isinstance(limit, Quality) and not texts:
-        raise UserError(f"--budget {budget}", "a held-out text to judge it by", "give --budget-text FILE")
-    files = OutputFiles(path)
-    files.check(force or resume)
-    if recipe_out.exists() and not (force or resume):
-        raise UserError(f"{recipe_out} exists", "a new path for the plan", "choose --plan, or add --force")
+    recipe_out = _default_plan(path) if plan_file is None else Path(plan_file)
+    given = None if recipe is None else Path(recipe)
     token_file = None if tokenizer is None else Path(tokenizer)
     said = Choices(**(choices or {}))  # type: ignore[arg-type]
-    planner = Planner(source, said, Path(calib), token_file, None if recipe is None else Path(recipe), path)
-    marked = f"{planner.origin} {limit}"
+    files = OutputFiles(path, resolve(said, given, calibrated=True).single_file)
+    files.check(force or resume)
+    parse_choice(CheckMode, str(run.get("check", "sample")), "check")
+    told = steps or Steps()
+    judge = Judge(source, path, Path(calib), token_file, texts, told.blocks, told.gradients)
+    if isinstance(limit, Quality):
+        judge.check()
+    planner = Planner(source, said, Path(calib), token_file, given, path)
+    files.check_inputs(planner.source.files)
+    read = [*planner.source.files, Path(calib), *map(Path, texts), *([] if given is None else [given])]
+    _check_side_files(recipe_out, files, read, run)
+    judged = map(Path, texts if isinstance(limit, Quality) else ())
+    marked = " ".join([planner.origin, str(limit), *map(file_digest, judged)])
     plan = None
     if not (resume and read_origin(recipe_out) == marked):
-        planner.size_up(steps or Steps())
-        plan = _plan(planner, limit, _Judge(source, path, Path(calib), token_file, texts))
+        _check_new(files, recipe_out, force)
+        plan = _make_plan(planner, limit, files, judge, told)
         files.make_folder()
+        recipe_out.parent.mkdir(exist_ok=True)
         plan.save(recipe_out, marked)
         if planned is not None:
             planned(plan)
@@ -114,41 +121,56 @@ def convert_within(
     return Spent(plan, recipe_out, report)
 
 
-def _plan(planner: Planner, limit: Budget, judge: _Judge) -> Plan:
+def _make_plan(planner: Planner, limit: Budget, files: OutputFiles, judge: Judge, steps: Steps) -> Plan:
+    """Size up the layers and choose; what can be known to be in vain is found out before."""
     if isinstance(limit, Quality):
+        _ = judge.reference  # told now if it is none
+        planner.size_up(steps)
         return least_of_class(planner, limit, judge.gap)
+    files.check_size(planner.check(limit).bytes)
+    planner.size_up(steps)
     return planner.plan(limit)
+
+
+def _check_side_files(
+    plan: Path, files: OutputFiles, read: Sequence[Path], run: Mapping[str, object]
+) -> None:
+    """Make sure that plan, report and dumps can be written, and over nothing that is read or written too.
+
+    Args:
+        plan: where the plan is to be saved.
+        files: the output.
+        read: the input's files, and all others that are given.
+        run: options of `convert` that do not change the bytes.
+
+    Raises:
+        UserError: one cannot.
+    """
+    report, dumps = (
+        None if run.get(key) is None else Path(str(run[key])) for key in ("report", "dump_passes")
+    )
+    written = [*files.final, *files.unfinished]
+    if plan.is_dir():
+        raise UserError(f"--plan {plan} is a folder", "a file name")
+    others = [*read, *written, *([] if report is None else [report])]
+    if any(same_file(plan, path) for path in others):
+        raise UserError(f"--plan {plan} is another file of this run", "a file for the plan alone")
+    check_folder(plan)
+    check_side_files(report, dumps, [*read, *written])
+
+
+def _check_new(files: OutputFiles, plan: Path, force: bool) -> None:
+    """Make sure that nothing is overwritten that nobody said."""
+    files.check(force)
+    if plan.exists() and not force:
+        raise UserError(f"{plan} exists", "a new path for the plan", "choose --plan, or add --force")
+
+
+def _default_plan(output: Path) -> Path:
+    """`OUT.plan.toml` for `OUT.onnx`, and `OUT.v2.plan.toml` for `OUT.v2`."""
+    return output.with_name(f"{output.name.removesuffix('.onnx')}.plan.toml")
 
 
 def _default_output(model: Path, budget: Budget) -> Path:
     """`MODEL.BUDGET.onnx` beside the input."""
     return model.with_name(f"{model.name.removesuffix('.onnx')}.{budget}.onnx")
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """Converts by a plan, and measures the perplexity above the float model's."""
-
-    model: Path
-    output: Path
-    calib: Path
-    tokenizer: Path | None
-    texts: Sequence[str | Path]
-
-    def gap(self, plan: Plan) -> float:
-        """The gap. Trials lie beside the output, where there must be room anyway; nothing is left of them."""
-        folder = self.output.parent
-        beside = folder if folder.is_dir() else folder.parent
-        with tempfile.TemporaryDirectory(prefix=".zq2onnx-", dir=beside) as scratch:
-            recipe, trial = Path(scratch) / "plan.toml", Path(scratch) / "trial.onnx"
-            plan.save(recipe)
-            convert(
-                self.model,
-                trial,
-                recipe=recipe,
-                calib=self.calib,
-                tokenizer=self.tokenizer,
-                check="none",
-            )
-            tokenizer = self.tokenizer or self.model.parent
-            return evaluate([self.model, trial], self.texts, tokenizer, windows=JUDGED_WINDOWS).models[1].gap

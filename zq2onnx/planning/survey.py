@@ -43,11 +43,13 @@ class Steps:
         gradients: of the pass that gathers gradients.
         layers: of layers, quantized on calibration data.
         measured: of pieces of the model, run with one layer changed at a time.
+        blocks: of blocks, calibrated by a plan that is tried.
     """
 
     gradients: Progress | None = None
     layers: Progress | None = None
     measured: Progress | None = None
+    blocks: Progress | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +93,20 @@ class Survey:
     def gradients(self, progress: Progress | None = None) -> OutputMoments | None:
         """Moments of the gradients at the layers' outputs; None without torch. The caller closes them.
 
-        Raises:
-            UserError: ONNX Runtime or torch cannot run the model.
+        Of a model that cannot be differentiated there are none; their notes say why.
         """
         if importlib.util.find_spec("torch") is None:
             return None
-        from zq2onnx.calibration.torch_gradients import output_moments
+        from zq2onnx.calibration.torch_gradients import OutputMoments, output_moments
 
-        return output_moments(self.model, self.source.path, self.samples, [*self.views], progress=progress)
+        try:
+            return output_moments(
+                self.model, self.source.path, self.samples, [*self.views], progress=progress
+            )
+        except UserError as error:
+            none = OutputMoments()
+            none.notes = (f"there are no gradients: {error.found}",)
+            return none
 
     def windows(self, text: Path, tokenizer: Path | None, count: int, length: int) -> Samples:
         """Windows of a text, or samples of an .npz, one a batch where the graph allows it.
@@ -106,7 +114,9 @@ class Survey:
         Raises:
             UserError: as `load_samples` does.
         """
-        found = load_samples(self.model, self.source.path, text, tokenizer, count, length)
+        found = load_samples(
+            self.model, self.source.path, text, tokenizer, count, length, options=("--windows", "--length")
+        )
         return single_samples(self.model, found, count)
 
 

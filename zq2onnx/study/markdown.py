@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from zq2onnx.evaluation.paper_class import PaperClass
+from zq2onnx.evaluation.results import kl_text
 from zq2onnx.planning.costs import Sensitivity
 from zq2onnx.study.orderings import findings
-from zq2onnx.study.recommendation import command, pareto, recommended, sentences
+from zq2onnx.study.recommendation import commands, pareto, sentences
 from zq2onnx.study.results import Cell, CellFailure, CellResult, Study
 from zq2onnx.study.table import table, text_names
 
 _MOST_SENSITIVE = 3
 """Layers named in each scheme's summary."""
 
+_SYNTAX = re.compile(r"[\\`*<>\[\]|&]|(?<!\w)_|_(?!\w)")
+"""What Markdown, or the HTML in it, would not show as it is: in names, and in reasons that hold some."""
+
 
 def to_markdown(study: Study) -> str:
     """The study as a Markdown document."""
-    blocks = [f"# Study of {study.model}", _setting(study)]
+    blocks = [f"# Study of {_plain(study.model)}", _setting(study)]
     blocks += ["## Recommendation", _bullets(sentences(study))]
-    blocks += [f"```sh\n{command(study, result)}\n```" for result in recommended(study)]
+    blocks += [f"```sh\n{line}\n```" for _, line in commands(study)]
     blocks += ["## Perplexity gap, divergence and size", _table(study), _legend()]
     if found := findings(study):
         blocks += ["## What the paper found, on this model", _bullets(found)]
@@ -30,10 +35,19 @@ def to_markdown(study: Study) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def _plain(text: str) -> str:
+    """A name or a sentence as Markdown that is shown as it stands, on one line.
+
+    >>> _plain("self_attn.q_proj <b> a|b *_")
+    'self_attn.q_proj \\\\<b\\\\> a\\\\|b \\\\*\\\\_'
+    """
+    return _SYNTAX.sub(r"\\\g<0>", " ".join(text.split()))
+
+
 def _setting(study: Study) -> str:
     """The float model, and what was measured on."""
     names = text_names(study)
-    texts = ", ".join(f"{names[text]} {value:.3f}" for text, value in study.perplexity.items())
+    texts = ", ".join(f"{_plain(names[text])} {value:.3f}" for text, value in study.perplexity.items())
     return (
         f"Float model: {study.bytes / 1e6:.2f} MB, perplexity {study.mean:.3f} ({texts});"
         f" {study.length} tokens a window, {study.positions} predicted."
@@ -57,11 +71,10 @@ def _entry(entry: CellResult | CellFailure | None, front: set[Cell]) -> str:
         case None:
             return ""
         case CellFailure():
-            return f"failed: {entry.reason}".replace("|", "\\|")
+            return f"failed: {_plain(entry.reason)}"
     mark = " *" if entry.cell in front else ""
-    return (
-        f"{entry.gap:+.3f} {entry.paper_class.value}{mark}<br>KL {entry.kl:.5f}<br>{entry.bytes / 1e6:.2f} MB"
-    )
+    gap = f"{entry.gap:+.3f} {entry.paper_class.value}{mark}"
+    return f"{gap}<br>KL {kl_text(entry.kl)}<br>{entry.bytes / 1e6:.2f} MB"
 
 
 def _legend() -> str:
@@ -80,7 +93,7 @@ def _layers(found: Sensitivity) -> str:
     kinds = ", ".join(f"{kind} {cost:.2g}" for kind, cost in found.by_kind().items())
     said = f"{found.label}: KL by kind of layer: {kinds}"
     if known:
-        worst = ", ".join(f"{node} {cost:.2g}" for cost, node in known[:_MOST_SENSITIVE])
+        worst = ", ".join(f"{_plain(node)} {cost:.2g}" for cost, node in known[:_MOST_SENSITIVE])
         said += f"; most costly: {worst}"
     if found.spearman is not None:
         said += f"; rank correlation of the estimate with what was measured: {found.spearman:.2f}"
@@ -97,13 +110,13 @@ def _notes(study: Study) -> Iterator[str]:
             if study.calib_samples is not None
             else ""
         )
-        yield f"Calibrated on {study.calibration}{size}."
+        yield f"Calibrated on {_plain(study.calibration)}{size}."
         if any(not cell.calibrated and cell.lorc_rank for cell in cells):
             yield (
                 "rtn is given no calibration data: its low-rank branch makes up for the weight's error, that"
                 " of the other methods for the output's."
             )
-    yield from study.warnings
+    yield from map(_plain, study.warnings)
 
 
 def _bullets(lines: Iterable[str]) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 
+from zq2onnx.storage.text_file import write_whole
 from zq2onnx.study.folder import Folder
 from zq2onnx.study.markdown import to_markdown
 from zq2onnx.study.recommendation import pareto
-from zq2onnx.study.records import to_json, write_whole
+from zq2onnx.study.records import to_json
 from zq2onnx.study.results import Cell, Study
 from zq2onnx.study.table import text_names
 

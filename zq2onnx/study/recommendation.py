@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import shlex
+from pathlib import Path
 from typing import Literal
 
 from zq2onnx.evaluation.paper_class import PaperClass
+from zq2onnx.evaluation.results import kl_text
 from zq2onnx.study.results import CellResult, Study
 
 Measure = Literal["kl", "gap"]
@@ -126,6 +128,15 @@ def _doubts(study: Study, chosen: list[tuple[PaperClass, CellResult | None]]) ->
     return []
 
 
+def commands(study: Study) -> tuple[tuple[CellResult, str], ...]:
+    """What is recommended, each with what makes it; two files of one scheme get names of their own."""
+    found = recommended(study)
+    if len({result.cell.scheme for result in found}) == len(found):
+        return tuple((result, command(study, result)) for result in found)
+    names = [str(Path(study.model).with_suffix(f".{result.cell.name}.onnx")) for result in found]
+    return tuple((result, command(study, result, name)) for result, name in zip(found, names, strict=True))
+
+
 def command(study: Study, result: CellResult, output: str | None = None) -> str:
     """The `zq2onnx convert` that makes a cell's file."""
     cell = result.cell
@@ -147,5 +158,6 @@ def _facts(study: Study, result: CellResult) -> str:
     """A cell and its numbers."""
     return (
         f"{result.cell.label}, {result.bytes / 1e6:.2f} MB of {study.bytes / 1e6:.2f} MB"
-        f" ({study.bytes / result.bytes:.2f}x smaller), {result.gap:+.3f} in perplexity, KL {result.kl:.5f}"
+        f" ({study.bytes / result.bytes:.2f}x smaller), {result.gap:+.3f} in perplexity,"
+        f" KL {kl_text(result.kl)}"
     )

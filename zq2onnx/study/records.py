@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from zq2onnx.planning.costs import LayerCost, Sensitivity
+from zq2onnx.storage.text_file import write_whole
 from zq2onnx.study.results import Cell, CellFailure, CellResult, LayerError, Study
 
 
@@ -63,16 +63,6 @@ def read_header(path: Path) -> Any:
     """The header of a record; None where there is no record."""
     record = _read(path)
     return None if record is None else record["header"]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under another name, and give it its own when all of it is on the disk."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -33,10 +33,11 @@ class Layers:
 
 
 def measure_layers(prepared: Prepared, folder: Folder, teller: Teller) -> Layers:
-    """Measure each layer alone, by every scheme of the grid, where that is asked for.
+    """Measure each layer's weights alone, in every number of bits of the grid, where that is asked for.
 
-    The group size is the grid's first; the method is gptq where the grid has it, else rtn; there is no
-    branch. A model whose layers cannot be measured costs a warning, and not the study.
+    Activations stay float: of `w4a16` and `w4a8` there is one measurement, under the former's name. The group
+    size is the grid's first; the method is gptq where the grid has it, else rtn; there is no branch. A model
+    whose layers cannot be measured costs a warning, and not the study.
     """
     if not prepared.measures_sensitivity:
         return Layers()
@@ -61,7 +62,7 @@ def _options(prepared: Prepared) -> dict[str, Any]:
     cells = list(prepared.options)
     methods = {cell.method for cell in cells}
     return {
-        "schemes": list(dict.fromkeys(cell.scheme for cell in cells)),
+        "schemes": list(dict.fromkeys(f"{cell.scheme.partition('a')[0]}a16" for cell in cells)),
         "group_size": cells[0].group_size,
         "method": (Method.GPTQ if Method.GPTQ.value in methods else Method.RTN).value,
         "lorc_rank": 0,
