@@ -61,7 +61,7 @@ bench-peers:
 bench-budget:
 	$(PYTHON) benchmarks/budget.py
 
-# The study of 24 cells on the trained OPT; a quarter of an hour, needs ../shared
+# The study of 24 cells on the trained OPT, and its layers; ten minutes, needs ../shared
 bench-study:
 	$(PYTHON) benchmarks/study.py
 
