@@ -1,7 +1,7 @@
 # `make setup` once; then the targets use its environment, or another by `make PYTHON=...`.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
-.PHONY: setup lint type test test-runtimes wheel bench bench-convert bench-bodies bench-acceptance \
+.PHONY: setup lint type test test-runtimes library asan wheel bench bench-convert bench-bodies bench-acceptance \
 	bench-perplexity bench-sentences bench-large bench-calibrated bench-peers bench-methods \
 	bench-budget bench-study bench-calibrate-large
 
@@ -20,6 +20,22 @@ type:
 # tests/ and the doctests of zq2onnx
 test:
 	$(PYTHON) -m pytest
+
+# The operator library in place, as an editable install builds it
+library:
+	$(PYTHON) setup.py --quiet build_ext --inplace
+
+# The operator library's tests with AddressSanitizer and UBSan in it. Python itself has neither, so that
+# their runtime is loaded before it; leaks are Python's, and not looked for.
+ASAN_LIBRARY = build/asan/libzq2onnx_ops.so
+SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+asan:
+	mkdir -p $(dir $(ASAN_LIBRARY))
+	$(CXX) -std=c++17 -O1 -g -Wall -Wextra -fPIC -shared -fvisibility=hidden $(SANITIZE) -Wl,-z,nodelete \
+		runtime/csrc/*.cc runtime/csrc/*/*.cc -o $(ASAN_LIBRARY)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 ZQ2ONNX_LIBRARY=$(CURDIR)/$(ASAN_LIBRARY) \
+		$(PYTHON) -m pytest -n 0 tests/runtime
 
 # One portable file on several releases of ONNX Runtime, each in an environment of its own
 test-runtimes:

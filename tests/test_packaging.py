@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,10 @@ import pytest
 import zq2onnx
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "zq2onnx", "passes", "runtime", "models")
+SOURCES = (
+    *("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"),
+    *("zq2onnx", "passes", "runtime", "models"),
+)
 LINKED = ("passes", "runtime", "models")
 
 IMPORT_EVERYTHING = """
@@ -31,9 +35,20 @@ print(root, *sorted(names), sep="\\n")
 """
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+LIBRARY = "zq2onnx/runtime/lib/libzq2onnx_ops.so"
+COMPILES = shutil.which("c++") is not None
+
+LIBRARY_OF_INSTALLATION = """
+import onnxruntime
+from zq2onnx.runtime import get_library_path, register
+print(get_library_path())
+print(len(register(onnxruntime.SessionOptions(), "all", "cpu")))
+"""
+
+
+def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     """Standard output of a command that must succeed."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | variables)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -58,7 +73,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
             shutil.copytree(source, copy / name, symlinks=True, ignore=ignored)
         else:
             shutil.copy2(source, copy / name)
@@ -101,7 +116,14 @@ def test_wheel_holds_one_package_with_its_data(distributions: dict[str, Path]) -
     prefix = "zq2onnx/models/tiny/"
     assert {name.removeprefix(prefix) for name in names if name.startswith(prefix)} == data
     assert "zq2onnx/py.typed" in names
+    assert (LIBRARY in names) == COMPILES
+    assert not [name for name in names if name.endswith((".cc", ".h"))]
     assert f"{metadata}/licenses/LICENSE" in names
+
+
+def test_wheel_is_for_any_python_of_the_platform(distributions: dict[str, Path]) -> None:
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_") if COMPILES else "any"
+    assert distributions["wheel"].name == f"zq2onnx-{zq2onnx.__version__}-py3-none-{platform}.whl"
 
 
 def test_sdist_stores_files_in_place_of_links(distributions: dict[str, Path]) -> None:
@@ -110,6 +132,9 @@ def test_sdist_stores_files_in_place_of_links(distributions: dict[str, Path]) ->
     assert not any(member.issym() or member.islnk() for member in members.values())
     assert {"zq2onnx/passes/__init__.py", "zq2onnx/models/tiny/model.onnx"} <= set(members)
     assert not set(LINKED) & set(members)
+    sources = [path for path in (ROOT / "runtime" / "csrc").rglob("*") if path.is_file()]
+    assert {f"zq2onnx/{path.relative_to(ROOT).as_posix()}" for path in sources} <= set(members)
+    assert LIBRARY not in members
 
 
 @pytest.mark.parametrize("kind", ["sdist", "wheel"])
@@ -124,6 +149,41 @@ def test_installed_distribution_is_whole(
     assert installed == {"borrowed.pth", "zq2onnx", f"zq2onnx-{zq2onnx.__version__}.dist-info"}
     version = run(python.parent / "zq2onnx", "--version", cwd=tmp_path)
     assert version == f"zq2onnx {zq2onnx.__version__}\n"
+
+
+@pytest.mark.skipif(not COMPILES, reason="needs a C++ compiler")
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_installed_library_is_found(
+    kind: str,
+    checkout: Path,
+    distributions: dict[str, Path],
+    install: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    python = install("--editable", checkout) if kind == "editable" else install(distributions["wheel"])
+    path, count = run(python, "-c", LIBRARY_OF_INSTALLATION, cwd=tmp_path, ZQ2ONNX_LIBRARY="").splitlines()
+    home = checkout / "runtime" if kind == "editable" else tmp_path
+    assert Path(path).is_relative_to(home) and Path(path).is_file()
+    assert count == "24"
+
+
+def test_without_a_compiler_it_installs_and_says_so(checkout: Path, tmp_path: Path) -> None:
+    nowhere = {name: str(tmp_path / "no-compiler") for name in ("CC", "CXX")}
+    copy = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns("build", "*.so", "*.egg-info")
+    shutil.copytree(checkout, copy, symlinks=True, ignore=ignored)
+    for editable in ([], ["--editable"]):
+        pip = (sys.executable, "-m", "pip", "--verbose", "install", "--target", tmp_path / "installed")
+        offline = ("--no-deps", "--no-index", "--no-build-isolation", "--upgrade")
+        printed = run(*pip, *offline, *editable, copy, cwd=tmp_path, **nowhere)
+        said = [line for line in printed.splitlines() if "the operator library was not built" in line]
+        assert len(said) == 1 and "stock ONNX Runtime" in said[0]
+    assert not list(tmp_path.rglob("libzq2onnx_ops.so"))
+    script = "from zq2onnx.cli.app import main; main(['runtime', 'info'])"
+    printed = run(
+        sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(tmp_path / "installed"), ZQ2ONNX_LIBRARY=""
+    )
+    assert printed.startswith("library: not built")
 
 
 def test_editable_install_adds_one_name(checkout: Path, install: Callable[..., Path], tmp_path: Path) -> None:

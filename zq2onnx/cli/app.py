@@ -21,6 +21,7 @@ from zq2onnx.cli.convert import convert
 from zq2onnx.cli.eval import eval_
 from zq2onnx.cli.export import export
 from zq2onnx.cli.inspect import inspect
+from zq2onnx.cli.runtime import runtime
 from zq2onnx.cli.sensitivity import sensitivity
 from zq2onnx.cli.study import study
 from zq2onnx.errors import UserError, Zq2onnxError
@@ -41,6 +42,7 @@ app.command("eval")(eval_)
 app.command("study")(study)
 app.command("sensitivity")(sensitivity)
 app.command("compare")(compare)
+app.add_typer(runtime, name="runtime")
 
 _MENDABLE = {
     errno.ENOSPC: "free some space or choose another folder",

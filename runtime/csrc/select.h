@@ -1,0 +1,42 @@
+// Which operators to register: the rule, in one place for every host.
+#pragma once
+
+#include <array>
+#include <string>
+
+#include "operators.h"
+
+namespace zq2onnx {
+
+// What was asked for, and by whom: a session option or an environment variable.
+struct Wish {
+  std::string value;
+  std::string source;  // "" where nobody asked
+};
+
+struct Wishes {
+  Wish ops;       // names, comma-separated; `all`; `none`; "": those that pay
+  Wish provider;  // `cpu`, `cuda`; "": cuda if the library has kernels for it and a device
+};
+
+struct Verdict {
+  bool registered;
+  const char* why;
+};
+
+struct Selection {
+  std::array<Verdict, kOperators.size()> verdicts;
+
+  std::string names() const;  // of those registered, comma-separated
+  bool none() const { return names().empty(); }
+};
+
+// Environment variable `ZQ2ONNX_OPS` or `ZQ2ONNX_PROVIDER`.
+Wish environment(const char* variable);
+
+// A name is registered where it is asked for, by name or because it pays, and the session's provider has a
+// kernel for it: else nodes that could run on the GPU would come to the CPU unnoticed. Throws Error for an
+// unknown name.
+Selection select_operators(const Wishes& wishes);
+
+}  // namespace zq2onnx

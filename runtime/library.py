@@ -1,0 +1,164 @@
+"""The operator library: where it is, what it would do, and how a session gets it.
+
+Other hosts load it by its path: C++ by `RegisterCustomOpsLibrary_V2`, onnxruntime-genai by
+`custom_ops_library`, Triton Inference Server by `op_library_filename`. There the environment says what
+to register:
+
+    ZQ2ONNX_OPS       names, comma-separated; `all`; `none`; unset: those that are measured to pay
+    ZQ2ONNX_PROVIDER  `cpu` or `cuda`: what the session runs on; names without a kernel for it are left
+                      out, so that their functions run there on stock kernels
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zq2onnx.errors import UserError
+from zq2onnx.opset import OPERATORS
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+LIBRARY_VARIABLE = "ZQ2ONNX_LIBRARY"
+"""Environment variable: the path of another build of the library."""
+
+PROVIDERS = ("cpu", "cuda")
+
+_OPS = "ai.zq2onnx.ops"
+_PROVIDER = "ai.zq2onnx.provider"
+_REGISTERED = "ai.zq2onnx.registered"
+"""Session options: the first two tell the library what to register, by the last it says what it did."""
+
+
+def library_file() -> Path | None:
+    """The library's file; None where it was not built."""
+    named = os.environ.get(LIBRARY_VARIABLE)
+    path = Path(named) if named else Path(__file__).resolve().parent / "lib" / "libzq2onnx_ops.so"
+    if named and not path.is_file():
+        raise UserError(f"{LIBRARY_VARIABLE} is {named!r}, which is no file", "the operator library's path")
+    return path if path.is_file() else None
+
+
+def get_library_path() -> str:
+    """The operator library's path.
+
+    Raises:
+        UserError: it was not built, for there was no compiler.
+    """
+    path = library_file()
+    if path is None:
+        raise UserError(
+            "the operator library is not built",
+            "a C++17 compiler when zq2onnx is installed",
+            "install g++ or clang++, then zq2onnx again (pip install -v shows why the build failed)",
+        )
+    return str(path)
+
+
+@dataclass(frozen=True)
+class OperatorChoice:
+    """Whether the library would register an operator, and why."""
+
+    name: str
+    registered: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class LibraryDescription:
+    """What the library says of itself.
+
+    Attributes:
+        path: its file.
+        api_version: of ONNX Runtime's C API that it needs.
+        cpu_features: instruction sets found that kernels may be made for.
+        operators: each of them.
+    """
+
+    path: str
+    api_version: int
+    cpu_features: tuple[str, ...]
+    operators: tuple[OperatorChoice, ...]
+
+
+def describe(ops: str | None = None, provider: str | None = None) -> LibraryDescription:
+    """Ask the library what it would register for such arguments; None: what the environment says.
+
+    Raises:
+        UserError: it is not built, or the environment names what it does not know.
+    """
+    path = get_library_path()
+    library = ctypes.CDLL(path)
+    library.zq2onnx_describe.restype = ctypes.c_size_t
+    wishes = [None if wish is None else wish.encode() for wish in (ops, provider)]
+    needed = library.zq2onnx_describe(*wishes, None, ctypes.c_size_t(0))
+    buffer = ctypes.create_string_buffer(needed)
+    library.zq2onnx_describe(*wishes, buffer, ctypes.c_size_t(needed))
+    lines = [line.split("\t") for line in buffer.value.decode().splitlines()]
+    facts = {key: rest for key, *rest in lines}
+    if "error" in facts:
+        raise UserError(facts["error"][0])
+    choices = tuple(
+        OperatorChoice(name, registered == "yes", why)
+        for _, name, registered, why in (line for line in lines if line[0] == "operator")
+    )
+    return LibraryDescription(path, int(facts["api"][0]), tuple(facts["cpu"][0].split()), choices)
+
+
+def registered_operators(session_options: onnxruntime.SessionOptions) -> tuple[str, ...] | None:
+    """Names that the library registered with these options; None if it was never asked."""
+    try:
+        names = session_options.get_session_config_entry(_REGISTERED)
+    except RuntimeError:  # there is no such entry
+        return None
+    return tuple(name for name in names.split(",") if name)
+
+
+def register(
+    session_options: onnxruntime.SessionOptions,
+    ops: Sequence[str] | str | None = None,
+    provider: str | None = None,
+) -> tuple[str, ...]:
+    """Have sessions of these options run our nodes by the library's kernels.
+
+    A name stands for all nodes of that operator in a session; the others run by their functions. Options
+    can be registered with once: a second call returns what the first one did.
+
+    Args:
+        session_options: what the sessions will be made with; any number of them, in any thread.
+        ops: names of operators; `"all"`; None: what `ZQ2ONNX_OPS` says, or those that are measured to pay.
+        provider: `"cpu"` or `"cuda"`, what the sessions run on; None: what `ZQ2ONNX_PROVIDER` says.
+
+    Returns:
+        The names that are registered.
+
+    Raises:
+        UserError: the library is not built, or an argument is not known.
+    """
+    known = registered_operators(session_options)
+    if known is not None:
+        return known
+    if provider not in (None, *PROVIDERS):
+        raise UserError(f"provider {provider!r}", " or ".join(PROVIDERS))
+    wishes = {_OPS: None if ops is None else _joined(ops), _PROVIDER: provider}
+    description = describe(*wishes.values())  # refuses what the environment says wrong, as an error of ours
+    for entry, wish in wishes.items():
+        if wish is not None:
+            session_options.add_session_config_entry(entry, wish)
+    session_options.register_custom_ops_library(description.path)
+    return registered_operators(session_options) or ()
+
+
+def _joined(ops: Sequence[str] | str) -> str:
+    names = [ops] if isinstance(ops, str) else list(ops)
+    if names == ["all"]:
+        return "all"
+    unknown = [name for name in names if name not in OPERATORS]
+    if unknown:
+        raise UserError(f"operator {unknown[0]!r}", f"all, or of {', '.join(OPERATORS)}")
+    return ",".join(names) or "none"
