@@ -14,7 +14,7 @@ from zq2onnx.runtime.library import library_file, register
 _CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 
-class InferenceSession(onnxruntime.InferenceSession):  # type: ignore[misc]
+class InferenceSession(onnxruntime.InferenceSession):
     """`onnxruntime.InferenceSession`, its arguments and methods.
 
     Registers the operator library with `sess_options`, by the rule of `zq2onnx.runtime.register`, unless they
