@@ -77,12 +77,14 @@ class LibraryDescription:
         path: its file.
         api_version: of ONNX Runtime's C API that it needs.
         cpu_features: instruction sets found that kernels may be made for.
+        kernels: sets of kernels that this processor can run, best first.
         operators: each of them.
     """
 
     path: str
     api_version: int
     cpu_features: tuple[str, ...]
+    kernels: tuple[str, ...]
     operators: tuple[OperatorChoice, ...]
 
 
@@ -107,7 +109,8 @@ def describe(ops: str | None = None, provider: str | None = None) -> LibraryDesc
         OperatorChoice(name, registered == "yes", why)
         for _, name, registered, why in (line for line in lines if line[0] == "operator")
     )
-    return LibraryDescription(path, int(facts["api"][0]), tuple(facts["cpu"][0].split()), choices)
+    features, kernels = (tuple(facts[key][0].split()) for key in ("cpu", "kernels"))
+    return LibraryDescription(path, int(facts["api"][0]), features, kernels, choices)
 
 
 def registered_operators(session_options: onnxruntime.SessionOptions) -> tuple[str, ...] | None:

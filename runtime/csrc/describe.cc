@@ -6,6 +6,7 @@
 
 #include "cpu.h"
 #include "error.h"
+#include "kernels/product.h"
 #include "select.h"
 
 namespace zq2onnx {
@@ -17,6 +18,7 @@ Wish given(const char* value, const char* name, const char* variable) {
 
 std::string describe(const char* ops, const char* provider) {
   std::string text = "api\t" + std::to_string(ort::kApiVersion) + "\ncpu\t" + cpu_features() + "\n";
+  text += "kernels\t" + usable_variants() + "\n";
   const Selection selection =
       select_operators({given(ops, "ops", "ZQ2ONNX_OPS"), given(provider, "provider", "ZQ2ONNX_PROVIDER")});
   for (size_t index = 0; index < kOperators.size(); ++index) {

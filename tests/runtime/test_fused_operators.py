@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from tests.operator_model import operator_layout, operator_model, random_constants
-from tests.runtime.fused import check, needs_library, open_session, run_node, with_fed_constants
+from tests.runtime.fused import (
+    around_bfloat16,
+    check,
+    needs_library,
+    open_session,
+    run_node,
+    with_fed_constants,
+)
 from zq2onnx.opset import OPERATORS, Operator
 from zq2onnx.scheme import Activation
 
@@ -124,3 +131,36 @@ def test_activations_of_any_size_are_rounded(operator: Operator, size: float) ->
     assert np.isfinite(result).all() and (result[1] == 0).all()
     if size > 1e-35:
         check(operator, layout, {"A": a, **constants}, result)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_narrow_floats_are_rounded_to_even(dtype: Any) -> None:
+    """Row n of the weight adds channels n and n + 1: sums of any two values, in float32, rounded once."""
+    operator = OPERATORS["MatMulW4A16"]
+    layout = operator_layout(operator, 16, 16, 16)
+    constants = random_constants(operator, layout, np.random.default_rng(0), dtype=dtype, bias=False)
+    codes = np.eye(16, dtype=np.uint8) | np.roll(np.eye(16, dtype=np.uint8), 1, axis=1)
+    constants["B"] = (codes[:, ::2] | codes[:, 1::2] << 4).reshape(layout.codes_shape)
+    constants["scales"][:] = 1
+    constants["zero_points"][:] = 0
+    every = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    finite = every[np.isfinite(every)]
+    a = np.random.default_rng(1).permutation(np.concatenate([finite] * 4))[: len(finite) // 16 * 64]
+    a = np.concatenate([a, np.sort(finite)[: len(finite) // 16 * 16]]).reshape(-1, 16)
+    model = operator_model(operator, layout, constants)
+    if dtype == ml_dtypes.bfloat16:
+        around_bfloat16(model)
+    wide = a.astype(np.float32)
+    fed = wide if dtype == ml_dtypes.bfloat16 else a
+    result = open_session(model).run(None, {"A": fed})[0]
+    with np.errstate(over="ignore"):
+        expected = (wide + np.roll(wide, -1, axis=1)).astype(dtype)
+    assert np.array_equal(result.astype(np.float32), expected.astype(np.float32))
+
+
+def test_the_environment_names_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZQ2ONNX_KERNEL", "generic")
+    run_node(OPERATORS["MatMulW4A16"], 100, 18, 32, (3,))
+    monkeypatch.setenv("ZQ2ONNX_KERNEL", "avx9")
+    with pytest.raises(Exception, match="ZQ2ONNX_KERNEL is 'avx9'; required: of those .* can run: .*generic"):
+        run_node(OPERATORS["MatMulW4A16"], 100, 18, 32, (3,))

@@ -44,6 +44,7 @@ def _print(description: LibraryDescription) -> None:
     console.stdout.print(f"library: {description.path}", soft_wrap=True)
     console.stdout.print(f"ONNX Runtime API: {description.api_version} or later")
     console.stdout.print(f"CPU: {' '.join(description.cpu_features) or 'nothing beyond the base'}")
+    console.stdout.print(f"kernels: {' '.join(description.kernels)}")
     table = Table("operator", "registered", "why", box=None, pad_edge=False)
     for choice in description.operators:
         table.add_row(choice.name, "yes" if choice.registered else "no", choice.why)

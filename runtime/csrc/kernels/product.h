@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "../geometry.h"
 #include "../ort_abi.h"
@@ -45,8 +46,12 @@ struct Variant {
   ProductKernel (*find)(Storage, Activation, ort::ElementType);
 };
 
-// The first usable variant that has a kernel; the last variant, portable C++, has all.
+// The first usable variant that has a kernel; the last variant, portable C++, has all. The environment variable
+// `ZQ2ONNX_KERNEL` names the best that may be taken, for tests; throws Error where there is none of that name.
 ProductKernel find_product(Storage storage, Activation activation, ort::ElementType type);
+
+// Names of the variants that this processor can run, best first, separated by blanks.
+std::string usable_variants();
 
 // Portable C++: every storage, activation and float type.
 ProductKernel find_generic(Storage storage, Activation activation, ort::ElementType type);
