@@ -23,6 +23,10 @@ struct StatusError {
   ort::Status* status;
 };
 
+inline void check(ort::Status* status) {
+  if (status) throw StatusError{status};
+}
+
 // Runs `body`; what it throws becomes a status, for no exception may cross into ONNX Runtime.
 template <typename Body>
 ort::Status* guard(const ort::Api* api, Body&& body) noexcept {

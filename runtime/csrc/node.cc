@@ -8,10 +8,6 @@
 namespace zq2onnx {
 namespace {
 
-void check(ort::Status* status) {
-  if (status) throw StatusError{status};
-}
-
 std::string node_name(const ort::Api* api, const ort::KernelInfo* info) {
   size_t size = 0;  // with the terminating zero
   check(api->call<ort::KernelInfoGetNodeName>(info, static_cast<char*>(nullptr), &size));

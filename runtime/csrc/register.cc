@@ -19,10 +19,6 @@ constexpr const char* kProviderEntry = "ai.zq2onnx.provider";
 // Written at registration: the names. ONNX Runtime refuses a domain twice, so that a second call must know.
 constexpr const char* kRegisteredEntry = "ai.zq2onnx.registered";
 
-void check(ort::Status* status) {
-  if (status) throw StatusError{status};
-}
-
 bool has_entry(const ort::Api* api, const ort::SessionOptions* options, const char* key) {
   int found = 0;
   check(api->call<ort::HasSessionConfigEntry>(options, key, &found));

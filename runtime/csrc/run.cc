@@ -43,10 +43,8 @@ Run::Run(const Requirements& requirements, const Tensors& tensors, int64_t token
 
 void Run::start(const ort::Api* api, const ort::KernelContext* context) {
   const auto each = [&](void (*step)(void*, size_t), int64_t count) {
-    if (ort::Status* status = api->call<ort::KernelContextParallelFor>(context, step, static_cast<size_t>(count),
-                                                                       size_t{0}, static_cast<void*>(this))) {
-      throw StatusError{status};
-    }
+    check(api->call<ort::KernelContextParallelFor>(context, step, static_cast<size_t>(count), size_t{0},
+                                                   static_cast<void*>(this)));
   };
   if (!wide_.empty() || rounds_ || branch_in_) {
     each([](void* run, size_t token) { static_cast<Run*>(run)->prepare_token(static_cast<int64_t>(token)); },

@@ -18,10 +18,6 @@ std::string type_name(ort::ElementType type) {
 
 std::string input_name(Input input) { return std::string("input ") + kInputNames[input]; }
 
-void check(ort::Status* status) {
-  if (status) throw StatusError{status};
-}
-
 }  // namespace
 
 Tensor read_tensor(const ort::Api* api, const ort::Value* value) {

@@ -82,7 +82,8 @@ void product_of_int8(const Weight& weight, const Activations& activations, const
       read_block<storage, T>(weight, tile.row + r, index, block);
       for (int64_t t = 0; t < tile.tokens; ++t) {
         const int64_t token = tile.token + t;
-        const auto sum = static_cast<float>(dot(activations.codes + token * g.k + block.start, block.numbers, block.size));
+        const int8_t* a = activations.codes + token * g.k + block.start;
+        const auto sum = static_cast<float>(dot(a, block.numbers, block.size));
         const float each = per_block ? activations.scales[token * g.k_blocks + index] : 1.0f;
         sums[t] += sum * block.scale * each;
       }
