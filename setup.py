@@ -20,7 +20,7 @@ NAME = "zq2onnx.runtime.lib.libzq2onnx_ops"
 SOURCES = "zq2onnx/runtime/csrc"
 COMPILE = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # nodelete: ONNX Runtime keeps pointers into it, and lets go of libraries at its own time.
-LINK = ["-Wl,-z,nodelete,-z,defs", "-s"]
+LINK = ["-Wl,-z,nodelete,-z,defs", f"-Wl,--version-script={SOURCES}/exports.map", "-s"]
 
 
 class BuildLibrary(build_ext):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import onnxruntime as ort
@@ -32,6 +35,15 @@ def test_public_names() -> None:
 
 def test_library_and_table_know_the_same_operators() -> None:
     assert {choice.name for choice in library.describe().operators} == set(OPERATORS)
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm, of the compiler's tools")
+def test_library_shows_nothing_but_its_functions() -> None:
+    if library.LIBRARY_VARIABLE in os.environ:
+        pytest.skip("another build than the installed one")
+    nm = ["nm", "--dynamic", "--defined-only", "--format=just-symbols", library.get_library_path()]
+    printed = subprocess.run(nm, capture_output=True, text=True, check=True).stdout
+    assert set(printed.split()) == {"RegisterCustomOps", "zq2onnx_describe"}
 
 
 def test_nothing_that_is_not_measured_is_registered_unasked() -> None:
