@@ -5,16 +5,20 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from typing import Any
-
-import onnxruntime
+from typing import TYPE_CHECKING, Any
 
 from zq2onnx.runtime.library import library_file, register
+from zq2onnx.runtime.providers import require_onnxruntime
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_ORT = require_onnxruntime()
 
 _CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 
-class InferenceSession(onnxruntime.InferenceSession):
+class InferenceSession(_ORT.InferenceSession):  # type: ignore[name-defined]
     """`onnxruntime.InferenceSession`, its arguments and methods.
 
     Registers the operator library with `sess_options`, by the rule of `zq2onnx.runtime.register`, unless they
@@ -30,7 +34,7 @@ class InferenceSession(onnxruntime.InferenceSession):
         provider_options: Sequence[dict[Any, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
-        options = onnxruntime.SessionOptions() if sess_options is None else sess_options
+        options = _ORT.SessionOptions() if sess_options is None else sess_options
         if library_file() is not None:
             register(options, provider=_provider(providers))
         super().__init__(path_or_bytes, options, providers, provider_options, **kwargs)
