@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests import zoo
+from tests.convert.calibrating import TEXT
 from tests.planning.test_planner import planner_of
 from zq2onnx.errors import UserError
+from zq2onnx.evaluation import evaluate
 from zq2onnx.evaluation.paper_class import PaperClass
-from zq2onnx.planning.budget import Quality
+from zq2onnx.planning.budget import Bits, Quality
+from zq2onnx.planning.judge import JUDGED_WINDOWS, Judge
 from zq2onnx.planning.plan import Plan
 from zq2onnx.planning.planner import Planner
 from zq2onnx.planning.quality import least_of_class
@@ -66,3 +72,17 @@ def test_a_gap_that_is_no_number_is_refused(planner: Planner) -> None:
 
     with pytest.raises(UserError, match="perplexity is nan above"):
         least_of_class(planner, CLASS_1, measure)
+
+
+def test_a_gap_has_a_standard_error_added(tmp_path: Path) -> None:
+    model, text = TEXT.with_name("model.onnx"), tmp_path / "text.txt"
+    text.write_text(TEXT.read_text()[:4000])
+    planner = planner_of(model, tmp_path)
+    plan = dataclasses.replace(planner.plan(Bits(4.0)), cost=0.08)
+    judge = Judge(model, tmp_path / "out.onnx", TEXT, model.parent, [text])
+
+    without = judge.gap(dataclasses.replace(plan, cost=0.0))
+
+    positions = evaluate([model], [text], model.parent, windows=JUDGED_WINDOWS).positions
+    expected = judge.reference * math.sqrt(2 * 0.08 / positions)
+    assert judge.gap(plan) - without == pytest.approx(expected, rel=1e-6)

@@ -74,7 +74,12 @@ class Judge:
         return mean
 
     def gap(self, plan: Plan) -> float:
-        """The gap of a plan; what is written for it is removed, and what a killed run left of its own."""
+        """The gap of a plan, a standard error added: of many plans some come below a bound by luck.
+
+        A small change moves the log-probability of a token by a random amount whose variance is twice the
+        divergence; that of the plan is its estimated cost. What is written for the trial is removed, and
+        what a killed run left of its own.
+        """
         folder = self._trials
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -94,7 +99,8 @@ class Judge:
             found = evaluate([trial], self.texts, self._token_file, windows=JUDGED_WINDOWS)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        return found.models[0].mean - self.reference
+        error = self.reference * math.sqrt(max(0.0, 2 * plan.cost) / found.positions)
+        return found.models[0].mean - self.reference + error
 
     @property
     def _token_file(self) -> Path:

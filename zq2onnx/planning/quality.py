@@ -14,7 +14,7 @@ FINE = 0.04
 """Bits per weight below which two plans are as good as the same."""
 
 Measure = Callable[[Plan], float]
-"""Converts by a plan, and returns the perplexity above the float model's."""
+"""Converts by a plan, and returns the perplexity above the float model's, noise allowed for."""
 
 
 def least_of_class(planner: Planner, wanted: Quality, measure: Measure) -> Plan:
