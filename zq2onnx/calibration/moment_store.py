@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-from types import TracebackType
+from typing import Self
 
-import numpy as np
-
-from zq2onnx.errors import UserError
 from zq2onnx.numerics.grid import Float32Array
+from zq2onnx.storage.array_store import ArrayStore
 
 
 class OutputMoments:
@@ -20,8 +16,7 @@ class OutputMoments:
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="zq2onnx-")
-        self._files: dict[str, Path] | None = {}
+        self._store = ArrayStore()
         self.notes: tuple[str, ...] = ()
 
     def load(self, node: str) -> Float32Array | None:
@@ -32,8 +27,7 @@ class OutputMoments:
         Raises:
             ValueError: it was closed.
         """
-        file = self._open_files().get(node)
-        return None if file is None else np.asarray(np.load(file, mmap_mode="r"))
+        return self._store.load(node) if node in self._store else None
 
     def save(self, node: str, moment: Float32Array) -> None:
         """Keep the moment of a node.
@@ -42,35 +36,14 @@ class OutputMoments:
             UserError: the disk is full.
             ValueError: it was closed.
         """
-        file = Path(self._folder.name) / f"{len(self._open_files())}.npy"
-        try:
-            np.save(file, moment)
-        except OSError as error:
-            raise UserError(
-                f"{file.parent}: {(error.strerror or str(error)).lower()} while {moment.nbytes / 1e6:.0f} MB"
-                f" of moments of node {node!r} are kept there",
-                "room for them",
-                "set TMPDIR to a folder on a larger disk",
-            ) from error
-        self._open_files()[node] = file
+        self._store.save(node, moment, f"moments of node {node!r}")
 
     def close(self) -> None:
         """Delete the files. May be called twice."""
-        self._files = None
-        self._folder.cleanup()
+        self._store.close()
 
-    def __enter__(self) -> OutputMoments:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _open_files(self) -> dict[str, Path]:
-        if self._files is None:
-            raise ValueError("the moments were closed")
-        return self._files

@@ -67,6 +67,20 @@ class Reference:
     negentropy: npt.NDArray[np.float64]
 
 
+def gap_error(perplexity: float, kl: float, positions: int) -> float:
+    """About how far the gap of two perplexities may be off for want of tokens: a standard error.
+
+    Where a model differs little from another, the difference of their log-probabilities of a token varies by
+    twice their divergence; so the mean over `n` tokens by `2 KL / n`, and the perplexity with it.
+
+    Args:
+        perplexity: of the model that the other is compared with.
+        kl: divergence from it, in nats.
+        positions: tokens predicted.
+    """
+    return perplexity * float(np.sqrt(max(0.0, 2 * kl) / positions))
+
+
 def score_reference(
     logits: npt.NDArray[np.floating], tokens: npt.NDArray[np.int64]
 ) -> tuple[Score, Reference]:

@@ -14,8 +14,8 @@ from zq2onnx.planning.alone import divergences
 from zq2onnx.planning.alternatives import Grid
 from zq2onnx.planning.rounding import Loss, round_layers
 from zq2onnx.planning.survey import Steps, Survey, single_samples
-from zq2onnx.planning.weight_store import WeightStore
 from zq2onnx.scheme import Scheme
+from zq2onnx.storage.array_store import ArrayStore
 
 PROBE_BITS = 3
 """Layers without gradients are changed one at a time, by codes of so many bits, to see what they matter."""
@@ -47,7 +47,7 @@ def estimate_costs(found: Survey, grid: Grid, steps: Steps, warnings: list[str])
     """
     losses: dict[tuple[str, Scheme], Mapping[int, Loss]] = {}
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(WeightStore())
+        store = stack.enter_context(ArrayStore())
         gradients = found.gradients(steps.gradients)
         if gradients is not None:
             stack.enter_context(gradients)
@@ -66,7 +66,7 @@ def estimate_costs(found: Survey, grid: Grid, steps: Steps, warnings: list[str])
             losses[layer.node, layer.scheme] = layer.losses
             if layer.losses[0].model is None and _is_probe(layer.scheme, layer.node, grid):
                 probed[layer.node] = layer.losses[0]
-                store.save("probe", layer.node, layer.effective(0))
+                store.save(layer.node, layer.effective(0), f"the quantized layer {layer.node!r}")
         units = _measure_units(found, probed, store, steps)
         if probed:
             warnings.append(_told(probed, gradients))
@@ -83,12 +83,12 @@ def _is_probe(scheme: Scheme, node: str, grid: Grid) -> bool:
 
 
 def _measure_units(
-    found: Survey, probed: Mapping[str, Loss], store: WeightStore, steps: Steps
+    found: Survey, probed: Mapping[str, Loss], store: ArrayStore, steps: Steps
 ) -> dict[str, float]:
     """The divergence for each unit of a layer's output error, by node."""
     if not probed:
         return {}
-    changes = {node: functools.partial(store.load, "probe", node) for node in probed}
+    changes = {node: functools.partial(store.load, node) for node in probed}
     samples = single_samples(found.model, _held_out(found.samples), PROBE_SAMPLES)
     measured = divergences(found.model, found.source.path, samples, changes, progress=steps.measured)
     return {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from zq2onnx.errors import UserError
 from zq2onnx.evaluation import check_perplexity, evaluate, plan_evaluation
+from zq2onnx.evaluation.metrics import gap_error
 from zq2onnx.pipeline import convert
 from zq2onnx.planning.plan import Plan
 from zq2onnx.planning.survey import Progress
@@ -76,9 +77,8 @@ class Judge:
     def gap(self, plan: Plan) -> float:
         """The gap of a plan, a standard error added: of many plans some come below a bound by luck.
 
-        A small change moves the log-probability of a token by a random amount whose variance is twice the
-        divergence; that of the plan is its estimated cost. What is written for the trial is removed, and
-        what a killed run left of its own.
+        The plan's divergence is taken as it is estimated. What is written for the trial is removed, and what
+        a killed run left of its own.
         """
         folder = self._trials
         shutil.rmtree(folder, ignore_errors=True)
@@ -99,8 +99,7 @@ class Judge:
             found = evaluate([trial], self.texts, self._token_file, windows=JUDGED_WINDOWS)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        error = self.reference * math.sqrt(max(0.0, 2 * plan.cost) / found.positions)
-        return found.models[0].mean - self.reference + error
+        return found.models[0].mean - self.reference + gap_error(self.reference, plan.cost, found.positions)
 
     @property
     def _token_file(self) -> Path:

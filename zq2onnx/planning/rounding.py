@@ -18,6 +18,7 @@ from zq2onnx.calibration.moment_store import OutputMoments
 from zq2onnx.calibration.samples import Samples
 from zq2onnx.calibration.walk import Walk
 from zq2onnx.conversion.compute import float_matrix, not_finite
+from zq2onnx.conversion.options import BY_GRADIENT
 from zq2onnx.numerics.calibrated import Evidence
 from zq2onnx.numerics.compensate import compensate
 from zq2onnx.numerics.grid import Float32Array, Quantized, dequantize
@@ -29,8 +30,6 @@ from zq2onnx.passes.planned import QuantizedWeight, WeightView
 from zq2onnx.scheme import Compensation, Method, Objective, Scheme
 
 Progress = Callable[[int, int], None]
-
-BY_GRADIENT = (Method.ZQ_LOCAL, Method.ZQ_GLOBAL)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from zq2onnx.planning.costs import OTHER, LayerCost, Sensitivity
 from zq2onnx.planning.layers import Place, find_places
 from zq2onnx.planning.rounding import Loss, round_layers
 from zq2onnx.planning.survey import WITHOUT_GRADIENTS, Steps, Survey, survey
-from zq2onnx.planning.weight_store import WeightStore
 from zq2onnx.scheme import Activation, Scheme, parse_scheme_name
+from zq2onnx.storage.array_store import ArrayStore
 
 WEIGHTS_ALONE = "what int8 activations lose is not measured: the costs are those of the weights' codes alone"
 
@@ -97,7 +97,7 @@ def _measure(
         else:
             stack.enter_context(gradients)
             notes += gradients.notes
-        store = stack.enter_context(WeightStore())
+        store = stack.enter_context(ArrayStore())
         rounded = round_layers(
             found.model,
             found.source.path,
@@ -113,7 +113,8 @@ def _measure(
             label, rank = label_of(layer.scheme), layer.scheme.lorc_rank
             losses[label][layer.node] = layer.losses[rank]
             if held_out is not None:
-                store.save(label, layer.node, layer.effective(rank))
+                what = f"the quantized layer {layer.node!r}"
+                store.save((label, layer.node), layer.effective(rank), what)
         return [
             _result(label, of_label, places, _measured(found, held_out, store, label, of_label, steps))
             for label, of_label in losses.items()
@@ -123,7 +124,7 @@ def _measure(
 def _measured(
     found: Survey,
     held_out: Samples | None,
-    store: WeightStore,
+    store: ArrayStore,
     label: str,
     losses: dict[str, Loss],
     steps: Steps,
@@ -131,7 +132,7 @@ def _measured(
     """The divergence by node; nothing where there is no held-out text."""
     if held_out is None:
         return {}
-    changes = {node: functools.partial(store.load, label, node) for node in losses}
+    changes = {node: functools.partial(store.load, (label, node)) for node in losses}
     return divergences(found.model, found.source.path, held_out, changes, progress=steps.measured)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from pathlib import Path
 from typing import Literal
 
+from zq2onnx.evaluation.metrics import gap_error
 from zq2onnx.evaluation.paper_class import PaperClass
 from zq2onnx.evaluation.results import kl_text
 from zq2onnx.study.results import CellResult, Study
@@ -63,12 +63,8 @@ def pareto(study: Study, measure: Measure = "kl") -> tuple[CellResult, ...]:
 
 
 def uncertainty(study: Study, result: CellResult) -> float:
-    """About how far a gap may be off because only so many tokens were predicted: a standard error.
-
-    Where a model differs little from the float one, the difference of their log-probabilities of a token
-    varies by twice their divergence; so the mean over `n` tokens by `2 KL / n`, and the perplexity with it.
-    """
-    return study.mean * math.sqrt(max(0.0, 2 * result.kl) / study.positions)
+    """The standard error of a cell's gap: see `gap_error`."""
+    return gap_error(study.mean, result.kl, study.positions)
 
 
 def recommended(study: Study) -> tuple[CellResult, ...]:
