@@ -3,7 +3,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
 .PHONY: setup lint type test test-runtimes library asan wheel bench bench-convert bench-bodies bench-acceptance \
 	bench-perplexity bench-sentences bench-large bench-calibrated bench-peers bench-methods \
-	bench-budget bench-study bench-calibrate-large
+	bench-budget bench-study bench-calibrate-large bench-cpu
 
 setup:
 	python3 -m venv .venv
@@ -49,6 +49,10 @@ bench-convert:
 # Speed and load memory of the operators' bodies on stock ONNX Runtime
 bench-bodies:
 	$(PYTHON) benchmarks/bodies.py
+
+# The operator library's CPU kernels beside stock kernels, and the bars they are held to; ten minutes
+bench-cpu:
+	$(PYTHON) benchmarks/cpu_matmul.py
 
 # Every model, scheme and target against the oracle; minutes
 bench-acceptance:

@@ -24,29 +24,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-import onnx
 import onnxruntime
-from onnx import TensorProto, helper
 
-from zq2onnx.layout import PackedLayout, packed_layout
-from zq2onnx.opset import (
-    DOMAIN,
-    DOMAIN_VERSION,
-    MICROSOFT,
-    OPERATORS,
-    Operator,
-    function_proto,
-    node_attributes,
-)
-from zq2onnx.scheme import WEIGHT_BITS, PerBlock
+from benchmarks.products import FloatMatMul, Kind, OurMatMul, Shape, StockNBits, stored_bytes, write_models
+from zq2onnx.opset import OPERATORS, Operator
+from zq2onnx.scheme import WEIGHT_BITS
 
 SIZE = 4096
-GROUP = PerBlock(128)
+SHAPE = Shape(SIZE, SIZE, 128)
 STOCK_BITS = (8, 4, 2)
 ROTATED_BYTES = 200_000_000
 """Weights of one kind in rotation: more than the caches of most machines."""
@@ -58,100 +47,12 @@ FLOAT = "fp32 MatMul"
 ACTIVATIONS = {"a16": "A16", "a8": "A8", "a8block": "A8Block"}
 
 
-class WeightFile:
-    """External data that grows by random initializers."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file = path.open("wb")
-        self.rng = np.random.default_rng(0)
-
-    def tensor(self, name: str, shape: tuple[int, ...], dtype: Any) -> TensorProto:
-        """Append a tensor: any bytes, or small positive floats."""
-        if dtype == np.uint8:
-            array = self.rng.integers(0, 256, shape, np.uint8)
-        else:
-            array = self.rng.uniform(0.001, 0.002, shape).astype(np.float32)
-        proto = TensorProto(name=name, dims=shape, data_location=TensorProto.EXTERNAL)
-        proto.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-        for key, value in (
-            ("location", self.path.name),
-            ("offset", self.file.tell()),
-            ("length", array.nbytes),
-        ):
-            proto.external_data.add(key=key, value=str(value))
-        self.file.write(array.tobytes())
-        return proto
-
-
-def write_model(path: Path, kind: str, size: int, copies: int) -> Path:
-    """A model of `copies` products of one kind, each with weights of its own, that all read `A`."""
-    weights = WeightFile(path.with_suffix(".data"))
-    operator = OPERATORS.get(kind)
-    nodes, constants = [], []
-    for at in range(copies):
-        if kind == FLOAT:
-            tensors, node = [weights.tensor(f"W{at}", (size, size), np.float32)], ("MatMul", "", {})
-        elif operator is not None:
-            layout = packed_layout(size, size, operator.bits, GROUP, whole_bytes=operator.whole_bytes)
-            tensors, node = packed(weights, at, layout), (kind, DOMAIN, node_attributes(layout))
-        else:
-            layout = packed_layout(size, size, int(kind.split()[-2]), GROUP)
-            tensors, node = stock(weights, at, layout)
-        constants += tensors
-        inputs = ["A", *(tensor.name for tensor in tensors)]
-        nodes.append(helper.make_node(node[0], inputs, [f"Y{at}"], domain=node[1], **node[2]))
-    weights.file.close()
-    graph = helper.make_graph(
-        nodes,
-        "bodies",
-        [helper.make_tensor_value_info("A", TensorProto.FLOAT, ["tokens", size])],
-        [
-            helper.make_tensor_value_info(f"Y{at}", TensorProto.FLOAT, ["tokens", size])
-            for at in range(copies)
-        ],
-        constants,
-    )
-    imports = [helper.make_opsetid(*item) for item in (("", 21), (DOMAIN, DOMAIN_VERSION), (MICROSOFT, 1))]
-    functions = [] if operator is None else [function_proto(operator)]
-    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=imports, functions=functions), path)
-    return path
-
-
-def packed(weights: WeightFile, at: int, layout: PackedLayout) -> list[TensorProto]:
-    """Codes, scales and zero points of one of our nodes."""
-    return [
-        weights.tensor(f"B{at}", layout.codes_shape, np.uint8),
-        weights.tensor(f"scales{at}", layout.scales_shape, np.float32),
-        weights.tensor(f"zero_points{at}", layout.zero_points_shape, np.uint8),
-    ]
-
-
-def stock(
-    weights: WeightFile, at: int, layout: PackedLayout
-) -> tuple[list[TensorProto], tuple[str, str, dict]]:
-    """The same of a `MatMulNBits`, and the node; its 8-bit codes are whole bytes."""
-    codes_shape = (layout.n, layout.k_blocks, layout.block_size * layout.bits // 8)
-    tensors = [
-        weights.tensor(f"B{at}", codes_shape, np.uint8),
-        weights.tensor(f"scales{at}", (layout.n * layout.k_blocks,), np.float32),
-        weights.tensor(f"zero_points{at}", (layout.n * -(-layout.k_blocks * layout.bits // 8),), np.uint8),
-    ]
-    attributes = {
-        "K": layout.k,
-        "N": layout.n,
-        "bits": layout.bits,
-        "block_size": layout.block_size,
-        "accuracy_level": 0,
-    }
-    return tensors, ("MatMulNBits", MICROSOFT, attributes)
-
-
-def stored_bits(kind: str) -> int:
-    if kind == FLOAT:
-        return 32
-    operator = OPERATORS.get(kind)
-    return int(kind.split()[-2]) if operator is None else operator.bits
+def kind_of(label: str) -> Kind:
+    """What a line of the table is a time of."""
+    if label == FLOAT:
+        return FloatMatMul()
+    operator = OPERATORS.get(label)
+    return StockNBits(int(label.split()[-2]), 0) if operator is None else OurMatMul(operator)
 
 
 def time_kinds(folder: Path, kinds: list[str], rounds: int, threads: int, tokens: int) -> dict[str, float]:
@@ -162,18 +63,16 @@ def time_kinds(folder: Path, kinds: list[str], rounds: int, threads: int, tokens
     options.use_per_session_threads = False
     turns = {}
     for kind in kinds:
-        copies = max(2, ROTATED_BYTES * 8 // (SIZE * SIZE * stored_bits(kind)))
-        path = write_model(folder / f"{kind}.onnx", kind, SIZE, 1)
-        turns[kind] = itertools.cycle(
-            [onnxruntime.InferenceSession(str(path), options) for _ in range(copies)]
-        )
+        copies = max(2, ROTATED_BYTES // stored_bytes(kind_of(kind), SHAPE))
+        paths = write_models(folder, kind_of(kind), SHAPE, [1] * copies)
+        turns[kind] = itertools.cycle([onnxruntime.InferenceSession(str(path), options) for path in paths])
     a = np.random.default_rng(1).standard_normal((tokens, SIZE)).astype(np.float32)
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(rounds):
         for kind, sessions in turns.items():
             for session in itertools.islice(sessions, PRODUCTS):
                 start = time.perf_counter()
-                session.run(None, {"A": a})
+                session.run(None, {"A0": a})
                 times[kind].append(1e3 * (time.perf_counter() - start))
     return {kind: statistics.median(values) for kind, values in times.items()}
 
@@ -196,8 +95,8 @@ def load_peaks(
     """
     for operator in operators:
         copies = round(megabytes * 1e6 * 8 / (SIZE * SIZE * operator.bits))
-        path = write_model(folder / "model.onnx", operator.name, SIZE, copies)
-        command = [sys.executable, "-c", MEASURE, path]
+        (path,) = write_models(folder, OurMatMul(operator), SHAPE, [copies], one_activation=True)
+        command = [sys.executable, "-c", MEASURE, str(path)]
         environments = (dict(os.environ), os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"})
         answers = [
             subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
@@ -209,7 +108,7 @@ def load_peaks(
 def show_times(times: dict[str, float]) -> None:
     print(f"{'':24}{'ms':>8}{'x fp32':>8}{'x level 0':>11}")
     for kind, milliseconds in times.items():
-        stock_time = times.get(f"MatMulNBits {stored_bits(kind)} bits") if kind in OPERATORS else None
+        stock_time = times.get(f"MatMulNBits {OPERATORS[kind].bits} bits") if kind in OPERATORS else None
         beside = "" if stock_time is None else f"{stock_time / milliseconds:11.2f}"
         print(f"{kind:24}{milliseconds:8.2f}{times[FLOAT] / milliseconds:8.2f}{beside}")
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "error.h"
-#include "run.h"
 
 namespace zq2onnx {
 namespace {
@@ -63,9 +62,8 @@ Node::Node(const Operator& op, ort::ElementType type, const ort::Api* api, const
   } catch (const Error& error) {
     throw Error(label_ + ": " + error.what(), "");
   }
-  widen_ = find_widen(type);
-  narrow_ = find_narrow(type);
-  product_ = find_product(op.storage(), op.activation, type);
+  functions_ = {find_widen(type), find_narrow(type),
+                find_kernel(op.storage(), op.activation, requirements_.geometry.block)};
 }
 
 Tensors Node::read_inputs(const ort::KernelContext* context) const {
@@ -94,7 +92,7 @@ void Node::compute(ort::KernelContext* context) const {
                                                   shape.size(), &output));
     check(api_->call<ort::GetTensorMutableData>(output, &y));
     if (tokens == 0) return;
-    Run run(requirements_, tensors, tokens, y, {widen_, narrow_, product_});
+    Run run(requirements_, tensors, tokens, y, functions_);
     run.start(api_, context);
   } catch (const Error& error) {
     throw Error(label_ + ": " + error.what(), "");

@@ -3,10 +3,9 @@
 
 #include <string>
 
-#include "kernels/prepare.h"
-#include "kernels/product.h"
 #include "operators.h"
 #include "ort_abi.h"
+#include "run.h"
 #include "tensors.h"
 
 namespace zq2onnx {
@@ -28,9 +27,7 @@ class Node {
   const ort::Api* api_;
   std::string label_;  // operator and name, for errors
   Requirements requirements_;
-  Widen widen_;
-  Narrow narrow_;
-  ProductKernel product_;
+  Functions functions_;
 };
 
 }  // namespace zq2onnx

@@ -3,102 +3,131 @@
 #include <algorithm>
 
 #include "error.h"
+#include "scratch.h"
 
 namespace zq2onnx {
 namespace {
 
-std::vector<float> as_floats(const Tensor& tensor, int64_t size) {
-  std::vector<float> values(static_cast<size_t>(size));
-  find_widen(tensor.type)(tensor.data, size, values.data());
-  return values;
-}
+// Channels of U that are summed by one piece: a single token's branch is work for all threads.
+constexpr int64_t kSegment = 512;
+
+int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 }  // namespace
 
-Run::Run(const Requirements& requirements, const Tensors& tensors, int64_t tokens, void* y, Functions functions)
+Run::Run(const Requirements& requirements, const Tensors& tensors, int64_t tokens, void* y,
+         const Functions& functions)
     : requirements_(requirements),
       tensors_(tensors),
       geometry_(requirements.geometry),
-      tokens_(tokens),
+      all_tokens_(tokens),
       y_(y),
       functions_(functions),
-      rounds_(requirements.op->activation != Activation::kFloat) {
-  const auto size = [](int64_t a, int64_t b) { return static_cast<size_t>(a) * static_cast<size_t>(b); };
-  if (requirements.type != ort::ElementType::kFloat) wide_.resize(size(tokens, geometry_.k));
-  if (rounds_) {
-    const bool per_block = requirements.op->activation == Activation::kInt8PerBlock;
-    codes_.resize(size(tokens, geometry_.k));
-    scales_.resize(size(tokens, per_block ? geometry_.k_blocks : 1));
-  }
-  if (requirements.op->lorc) {
-    rank_ = tensors[kU]->shape[1];
-    branch_in_ = find_branch_in(tensors[kU]->type);
-    branch_out_ = find_branch_out(tensors[kV]->type);
-    components_.resize(size(tokens, rank_));
-    factor_scales_ = as_floats(*tensors[kUScales], rank_);
-    const std::vector<float> v_scales = as_floats(*tensors[kVScales], rank_);
-    for (size_t r = 0; r < v_scales.size(); ++r) factor_scales_[r] *= v_scales[r];
+      form_(functions.kernel.form(tokens)) {
+  if (!requirements.op->lorc) return;
+  rank_ = tensors[kU]->shape[1];
+  branch_in_ = functions.kernel.branch.in(tensors[kU]->type);
+  branch_out_ = functions.kernel.branch.out(tensors[kV]->type);
+}
+
+const float* Run::floats() const {
+  if (memory_.wide) return memory_.wide;
+  return static_cast<const float*>(tensors_[kA]->data) + first_ * geometry_.k;
+}
+
+int64_t Run::segments() const { return rank_ ? divide_up(geometry_.k, kSegment) : 0; }
+
+int64_t Run::groups() const { return divide_up(tokens_, form_.group); }
+
+void Run::start(const ort::Api* api, const ort::KernelContext* context) {
+  const int64_t most = std::min(all_tokens_, Tile::kMaxTokens);
+  const auto size = [](int64_t a, int64_t b = 1) { return static_cast<size_t>(a) * static_cast<size_t>(b); };
+  const size_t wide = requirements_.type == ort::ElementType::kFloat ? 0 : size(most, geometry_.k);
+  const size_t prepared = size(form_.bytes(geometry_, most));
+  const size_t partial = size(most, segments()) * size(rank_);
+  const size_t components = size(most, rank_);
+  size_t bytes = Scratch::rounded(prepared);
+  for (size_t count : {wide, partial, components, size(rank_)}) bytes += Scratch::rounded(count * sizeof(float));
+  Scratch scratch(bytes);
+  memory_.prepared = scratch.take<std::byte>(prepared);
+  memory_.wide = wide ? scratch.take<float>(wide) : nullptr;
+  memory_.partial = scratch.take<float>(partial);
+  memory_.components = scratch.take<float>(components);
+  memory_.factor_scales = scratch.take<float>(size(rank_));
+  scale_factors();
+  for (first_ = 0; first_ < all_tokens_; first_ += Tile::kMaxTokens) {
+    tokens_ = std::min(Tile::kMaxTokens, all_tokens_ - first_);
+    compute_tokens(api, context);
   }
 }
 
-void Run::start(const ort::Api* api, const ort::KernelContext* context) {
+void Run::scale_factors() {
+  if (!rank_) return;
+  const auto& u = *tensors_[kUScales];
+  const auto& v = *tensors_[kVScales];
+  for (int64_t r = 0; r < rank_; ++r) {
+    float each[2];
+    functions_.widen(element(u.data, u.type, r), 1, &each[0]);
+    functions_.widen(element(v.data, v.type, r), 1, &each[1]);
+    memory_.factor_scales[r] = each[0] * each[1];
+  }
+}
+
+void Run::compute_tokens(const ort::Api* api, const ort::KernelContext* context) {
   const auto each = [&](void (*step)(void*, size_t), int64_t count) {
     check(api->call<ort::KernelContextParallelFor>(context, step, static_cast<size_t>(count), size_t{0},
                                                    static_cast<void*>(this)));
   };
-  if (!wide_.empty() || rounds_ || branch_in_) {
-    each([](void* run, size_t token) { static_cast<Run*>(run)->prepare_token(static_cast<int64_t>(token)); },
-         tokens_);
+  if (memory_.wide) {
+    each([](void* run, size_t at) { static_cast<Run*>(run)->widen_token(static_cast<int64_t>(at)); }, tokens_);
   }
-  each([](void* run, size_t piece) { static_cast<Run*>(run)->multiply_rows(static_cast<int64_t>(piece)); },
-       (geometry_.n + Tile::kMaxRows - 1) / Tile::kMaxRows);
+  each([](void* run, size_t at) { static_cast<Run*>(run)->prepare_piece(static_cast<int64_t>(at)); },
+       groups() + tokens_ * segments());
+  sum_components();
+  each([](void* run, size_t at) { static_cast<Run*>(run)->multiply_rows(static_cast<int64_t>(at)); },
+       divide_up(geometry_.n, Tile::kMaxRows));
 }
 
-void Run::prepare_token(int64_t token) {
+void Run::widen_token(int64_t token) {
   const int64_t k = geometry_.k;
-  const void* own = element(tensors_[kA]->data, requirements_.type, token * k);
-  const float* a = static_cast<const float*>(own);
-  if (!wide_.empty()) {
-    float* wide = wide_.data() + token * k;
-    functions_.widen(own, k, wide);
-    a = wide;
-  }
-  if (rounds_) round_token(token, a);
-  if (branch_in_) {
-    float* components = components_.data() + token * rank_;
-    branch_in_(a, tensors_[kU]->data, k, rank_, components);
-    for (int64_t r = 0; r < rank_; ++r) components[r] *= factor_scales_[static_cast<size_t>(r)];
-  }
+  functions_.widen(element(tensors_[kA]->data, requirements_.type, (first_ + token) * k), k,
+                   memory_.wide + token * k);
 }
 
-void Run::round_token(int64_t token, const float* a) {
-  const int64_t k = geometry_.k;
-  int8_t* codes = codes_.data() + token * k;
-  if (requirements_.op->activation == Activation::kInt8PerToken) {
-    scales_[static_cast<size_t>(token)] = round_to_int8(a, k, codes);
+void Run::prepare_piece(int64_t piece) {
+  if (piece < groups()) {
+    form_.prepare(geometry_, floats(), tokens_, piece * form_.group, memory_.prepared);
     return;
   }
-  float* scales = scales_.data() + token * geometry_.k_blocks;
-  for (int64_t index = 0; index < geometry_.k_blocks; ++index) {
-    const int64_t start = index * geometry_.block;
-    scales[index] = round_to_int8(a + start, std::min(geometry_.block, k - start), codes + start);
+  const int64_t at = piece - groups();
+  const int64_t token = at / segments();
+  const int64_t channel = at % segments() * kSegment;
+  const auto& u = *tensors_[kU];
+  branch_in_(floats() + token * geometry_.k + channel, element(u.data, u.type, channel * rank_),
+             std::min(kSegment, geometry_.k - channel), rank_, memory_.partial + at * rank_);
+}
+
+void Run::sum_components() {
+  for (int64_t token = 0; token < (rank_ ? tokens_ : 0); ++token) {
+    float* to = memory_.components + token * rank_;
+    std::fill_n(to, rank_, 0.0f);
+    for (int64_t segment = 0; segment < segments(); ++segment) {
+      const float* part = memory_.partial + (token * segments() + segment) * rank_;
+      for (int64_t r = 0; r < rank_; ++r) to[r] += part[r];
+    }
+    for (int64_t r = 0; r < rank_; ++r) to[r] *= memory_.factor_scales[r];
   }
 }
 
 void Run::multiply_rows(int64_t piece) {
   const Weight weight{&geometry_, static_cast<const uint8_t*>(tensors_[kB]->data),
-                      static_cast<const uint8_t*>(tensors_[kZeroPoints]->data), tensors_[kScales]->data};
-  const float* floats = wide_.empty() ? static_cast<const float*>(tensors_[kA]->data) : wide_.data();
-  const Activations activations{rounds_ ? nullptr : floats, codes_.data(), scales_.data()};
-  float out[Tile::kMaxTokens * Tile::kMaxRows];
-  Tile tile{};
-  tile.row = piece * Tile::kMaxRows;
-  tile.rows = std::min(Tile::kMaxRows, geometry_.n - tile.row);
-  for (tile.token = 0; tile.token < tokens_; tile.token += Tile::kMaxTokens) {
-    tile.tokens = std::min(Tile::kMaxTokens, tokens_ - tile.token);
-    functions_.product(weight, activations, tile, out);
-    finish(tile, out);
-  }
+                      static_cast<const uint8_t*>(tensors_[kZeroPoints]->data), tensors_[kScales]->data,
+                      tensors_[kScales]->type};
+  alignas(64) float out[Tile::kMaxTokens * Tile::kMaxRows];
+  const int64_t row = piece * Tile::kMaxRows;
+  const Tile tile{tokens_, row, std::min(Tile::kMaxRows, geometry_.n - row)};
+  form_.multiply(weight, memory_.prepared, tile, out);
+  finish(tile, out);
 }
 
 // Adds branch and bias, and writes the tile.
@@ -113,15 +142,15 @@ void Run::finish(const Tile& tile, float* out) {
       for (int64_t r = 0; r < tile.rows; ++r) bias[r] += high[r];
     }
   }
+  if (rank_) {
+    const auto& v = *tensors_[kV];
+    branch_out_(memory_.components, element(v.data, v.type, tile.row), rank_, geometry_.n, tile.tokens, tile.rows,
+                out);
+  }
   for (int64_t t = 0; t < tile.tokens; ++t) {
     float* row = out + t * Tile::kMaxRows;
-    const int64_t token = tile.token + t;
-    if (branch_out_ && rank_ > 0) {
-      const void* v = element(tensors_[kV]->data, tensors_[kV]->type, tile.row);
-      branch_out_(components_.data() + token * rank_, v, rank_, geometry_.n, tile.rows, row);
-    }
     for (int64_t r = 0; r < tile.rows; ++r) row[r] += bias[r];
-    functions_.narrow(row, tile.rows, token * geometry_.n + tile.row, y_);
+    functions_.narrow(row, tile.rows, (first_ + t) * geometry_.n + tile.row, y_);
   }
 }
 

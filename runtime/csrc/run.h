@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "kernels/prepare.h"
 #include "kernels/product.h"
@@ -14,38 +13,51 @@ namespace zq2onnx {
 struct Functions {
   Widen widen;
   Narrow narrow;
-  ProductKernel product;
+  Kernel kernel;
 };
 
 class Run {
  public:
-  // Takes the memory that the steps need, so that they themselves allocate none.
-  Run(const Requirements& requirements, const Tensors& tensors, int64_t tokens, void* y, Functions functions);
+  Run(const Requirements& requirements, const Tensors& tensors, int64_t tokens, void* y, const Functions& functions);
 
   // Runs on ONNX Runtime's own threads. Pieces do not depend on their number: nor does any bit of the result.
   void start(const ort::Api* api, const ort::KernelContext* context);
 
  private:
-  void prepare_token(int64_t token);
-  void round_token(int64_t token, const float* a);
+  // Memory of the tokens that are computed together.
+  struct Memory {
+    float* wide;            // A as float32, where it is not so already
+    std::byte* prepared;    // A as the kernel reads it
+    float* partial;         // A·U, by segments of channels
+    float* components;      // A·U with both scales, [tokens, rank]
+    float* factor_scales;   // U_scales * V_scales
+  };
+
+  void compute_tokens(const ort::Api* api, const ort::KernelContext* context);
+  void scale_factors();
+  void widen_token(int64_t token);
+  void prepare_piece(int64_t piece);
+  void sum_components();
   void multiply_rows(int64_t piece);
   void finish(const Tile& tile, float* out);
+
+  const float* floats() const;
+  int64_t segments() const;
+  int64_t groups() const;
 
   const Requirements& requirements_;
   const Tensors& tensors_;
   const Geometry& geometry_;
-  int64_t tokens_;
+  const int64_t all_tokens_;
   void* y_;
-  Functions functions_;
-  bool rounds_;
-  BranchIn branch_in_ = nullptr;  // null without a branch
-  BranchOut branch_out_ = nullptr;
-  int64_t rank_ = 0;
-  std::vector<float> wide_;          // A as float32, where it is not so already
-  std::vector<int8_t> codes_;        // A as int8, and its scales
-  std::vector<float> scales_;
-  std::vector<float> components_;    // A·U with both scales, [tokens, rank]
-  std::vector<float> factor_scales_;  // U_scales * V_scales
+  const Functions& functions_;
+  const Form& form_;
+  int64_t rank_ = 0;  // 0 without a branch
+  Branch::In branch_in_ = nullptr;
+  Branch::Out branch_out_ = nullptr;
+  Memory memory_{};
+  int64_t first_ = 0;   // of the tokens that are computed together
+  int64_t tokens_ = 0;  // their number
 };
 
 }  // namespace zq2onnx

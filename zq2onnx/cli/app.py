@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from zq2onnx import __version__
+from zq2onnx.cli.bench import bench
 from zq2onnx.cli.compare import compare
 from zq2onnx.cli.console import stderr, stdout
 from zq2onnx.cli.convert import convert
@@ -42,6 +43,7 @@ app.command("eval")(eval_)
 app.command("study")(study)
 app.command("sensitivity")(sensitivity)
 app.command("compare")(compare)
+app.command("bench")(bench)
 app.add_typer(runtime, name="runtime")
 
 _MENDABLE = {

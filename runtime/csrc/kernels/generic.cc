@@ -3,11 +3,15 @@
 #include <algorithm>
 
 #include "../floats.h"
+#include "branches.h"
 #include "decode.h"
+#include "prepare.h"
 #include "product.h"
 
 namespace zq2onnx {
 namespace {
+
+struct Generic {};
 
 // So many partial sums let a compiler use whatever vectors there are, and bound the error of the sum.
 constexpr int64_t kLanes = 16;
@@ -41,7 +45,7 @@ struct Block {
   Number numbers[kMaxBlock];
 };
 
-template <Storage storage, typename T, typename Number>
+template <Storage storage, typename Number>
 void read_block(const Weight& weight, int64_t row, int64_t index, Block<Number>& block) {
   const Geometry& g = *weight.geometry;
   const uint8_t* stored = weight.codes + (row * g.k_blocks + index) * g.block_bytes;
@@ -52,76 +56,114 @@ void read_block(const Weight& weight, int64_t row, int64_t index, Block<Number>&
   block.start = index * g.block;
   block.size = std::min(g.block, g.k - block.start);
   for (int64_t at = 0; at < block.size; ++at) block.numbers[at] = static_cast<Number>(codes[at] - zero);
-  block.scale = to_float(static_cast<const T*>(weight.scales)[row * g.groups + index / g.scale_repeat]);
+  find_widen(weight.type)(element(weight.scales, weight.type, row * g.groups + index / g.scale_repeat), 1,
+                          &block.scale);
 }
 
-template <Storage storage, typename T>
-void product_of_floats(const Weight& weight, const Activations& activations, const Tile& tile, float* out) {
+// Prepared tokens are as they were.
+int64_t float_bytes(const Geometry& g, int64_t tokens) {
+  return tokens * g.k * static_cast<int64_t>(sizeof(float));
+}
+
+void prepare_floats(const Geometry& g, const float* a, int64_t, int64_t token, std::byte* prepared) {
+  std::copy_n(a + token * g.k, g.k, reinterpret_cast<float*>(prepared) + token * g.k);
+}
+
+template <Storage storage>
+void product_of_floats(const Weight& weight, const std::byte* prepared, const Tile& tile, float* out) {
   const Geometry& g = *weight.geometry;
+  const float* tokens = reinterpret_cast<const float*>(prepared);
   Block<float> block;
   for (int64_t r = 0; r < tile.rows; ++r) {
     float sums[Tile::kMaxTokens] = {};
     for (int64_t index = 0; index < g.k_blocks; ++index) {
-      read_block<storage, T>(weight, tile.row + r, index, block);
+      read_block<storage>(weight, tile.row + r, index, block);
       for (int64_t t = 0; t < tile.tokens; ++t) {
-        const float* a = activations.floats + (tile.token + t) * g.k + block.start;
-        sums[t] += dot(a, block.numbers, block.size) * block.scale;
+        sums[t] += dot(tokens + t * g.k + block.start, block.numbers, block.size) * block.scale;
       }
     }
     for (int64_t t = 0; t < tile.tokens; ++t) out[t * Tile::kMaxRows + r] = sums[t];
   }
 }
 
-template <Storage storage, typename T, bool per_block>
-void product_of_int8(const Weight& weight, const Activations& activations, const Tile& tile, float* out) {
+// Prepared tokens are rounded: their codes, and a scale for each block, or for all.
+struct RoundedToken {
+  float* scales;
+  int8_t* codes;
+
+  RoundedToken(const Geometry& g, const std::byte* prepared, int64_t token) {
+    std::byte* start = const_cast<std::byte*>(prepared) + token * stride(g);
+    scales = reinterpret_cast<float*>(start);
+    codes = reinterpret_cast<int8_t*>(scales + g.k_blocks);
+  }
+  static int64_t stride(const Geometry& g) { return (4 * g.k_blocks + g.k + 3) / 4 * 4; }
+};
+
+int64_t rounded_bytes(const Geometry& g, int64_t tokens) { return tokens * RoundedToken::stride(g); }
+
+template <bool per_block>
+void prepare_rounded(const Geometry& g, const float* a, int64_t, int64_t token, std::byte* prepared) {
+  const RoundedToken to(g, prepared, token);
+  const float* values = a + token * g.k;
+  if (!per_block) {
+    std::fill_n(to.scales, g.k_blocks, round_to_int8(values, g.k, to.codes));
+    return;
+  }
+  for (int64_t index = 0; index < g.k_blocks; ++index) {
+    const int64_t start = index * g.block;
+    to.scales[index] = round_to_int8(values + start, std::min(g.block, g.k - start), to.codes + start);
+  }
+}
+
+template <Storage storage, bool per_block>
+void product_of_int8(const Weight& weight, const std::byte* prepared, const Tile& tile, float* out) {
   const Geometry& g = *weight.geometry;
   Block<int16_t> block;
   for (int64_t r = 0; r < tile.rows; ++r) {
     float sums[Tile::kMaxTokens] = {};
     for (int64_t index = 0; index < g.k_blocks; ++index) {
-      read_block<storage, T>(weight, tile.row + r, index, block);
+      read_block<storage>(weight, tile.row + r, index, block);
       for (int64_t t = 0; t < tile.tokens; ++t) {
-        const int64_t token = tile.token + t;
-        const int8_t* a = activations.codes + token * g.k + block.start;
-        const auto sum = static_cast<float>(dot(a, block.numbers, block.size));
-        const float each = per_block ? activations.scales[token * g.k_blocks + index] : 1.0f;
-        sums[t] += sum * block.scale * each;
+        const RoundedToken token(g, prepared, t);
+        const auto sum = static_cast<float>(dot(token.codes + block.start, block.numbers, block.size));
+        sums[t] += sum * block.scale * (per_block ? token.scales[index] : 1.0f);
       }
     }
     for (int64_t t = 0; t < tile.tokens; ++t) {
-      out[t * Tile::kMaxRows + r] = per_block ? sums[t] : sums[t] * activations.scales[tile.token + t];
+      const RoundedToken token(g, prepared, t);
+      out[t * Tile::kMaxRows + r] = per_block ? sums[t] : sums[t] * token.scales[0];
     }
   }
 }
 
-template <Storage storage, typename T>
-ProductKernel of_activation(Activation activation) {
+template <Storage storage>
+Form form_of(Activation activation) {
   switch (activation) {
-    case Activation::kInt8PerToken: return product_of_int8<storage, T, false>;
-    case Activation::kInt8PerBlock: return product_of_int8<storage, T, true>;
-    default: return product_of_floats<storage, T>;
+    case Activation::kInt8PerToken:
+      return {1, rounded_bytes, prepare_rounded<false>, product_of_int8<storage, false>};
+    case Activation::kInt8PerBlock:
+      return {1, rounded_bytes, prepare_rounded<true>, product_of_int8<storage, true>};
+    default: return {1, float_bytes, prepare_floats, product_of_floats<storage>};
   }
 }
 
-template <typename T>
-ProductKernel of_storage(Storage storage, Activation activation) {
+Form form_of(Storage storage, Activation activation) {
   switch (storage) {
-    case Storage::kTwoBits: return of_activation<Storage::kTwoBits, T>(activation);
-    case Storage::kThreeBits: return of_activation<Storage::kThreeBits, T>(activation);
-    case Storage::kFourBits: return of_activation<Storage::kFourBits, T>(activation);
-    case Storage::kHalfBytes: return of_activation<Storage::kHalfBytes, T>(activation);
-    default: return of_activation<Storage::kWholeBytes, T>(activation);
+    case Storage::kTwoBits: return form_of<Storage::kTwoBits>(activation);
+    case Storage::kThreeBits: return form_of<Storage::kThreeBits>(activation);
+    case Storage::kFourBits: return form_of<Storage::kFourBits>(activation);
+    case Storage::kHalfBytes: return form_of<Storage::kHalfBytes>(activation);
+    default: return form_of<Storage::kWholeBytes>(activation);
   }
 }
 
 }  // namespace
 
-ProductKernel find_generic(Storage storage, Activation activation, ort::ElementType type) {
-  switch (type) {
-    case ort::ElementType::kFloat16: return of_storage<Half>(storage, activation);
-    case ort::ElementType::kBfloat16: return of_storage<Bfloat>(storage, activation);
-    default: return of_storage<float>(storage, activation);
-  }
+bool find_generic(Storage storage, Activation activation, int64_t, Kernel& kernel) {
+  kernel.few = kernel.many = form_of(storage, activation);
+  kernel.few_tokens = 0;
+  kernel.branch = {Branches<Generic>::in, Branches<Generic>::out};
+  return true;
 }
 
 }  // namespace zq2onnx

@@ -17,23 +17,6 @@ void widen(const void* from, int64_t size, float* to) {
 }
 
 template <typename T>
-void branch_in(const float* a, const void* u, int64_t k, int64_t rank, float* to) {
-  const T* factor = static_cast<const T*>(u);
-  std::fill_n(to, rank, 0.0f);
-  for (int64_t channel = 0; channel < k; ++channel) {
-    for (int64_t r = 0; r < rank; ++r) to[r] += a[channel] * to_float(factor[channel * rank + r]);
-  }
-}
-
-template <typename T>
-void branch_out(const float* t, const void* v, int64_t rank, int64_t stride, int64_t columns, float* out) {
-  const T* factor = static_cast<const T*>(v);
-  for (int64_t r = 0; r < rank; ++r) {
-    for (int64_t at = 0; at < columns; ++at) out[at] += t[r] * to_float(factor[r * stride + at]);
-  }
-}
-
-template <typename T>
 void narrow(const float* from, int64_t size, int64_t offset, void* to) {
   T* values = static_cast<T*>(to) + offset;
   for (int64_t at = 0; at < size; ++at) values[at] = from_float<T>(from[at]);
@@ -60,14 +43,6 @@ float round_to_int8(const float* a, int64_t size, int8_t* codes) {
 
 Widen find_widen(ort::ElementType type) {
   return with_type(type, [](auto value) -> Widen { return widen<decltype(value)>; });
-}
-
-BranchIn find_branch_in(ort::ElementType type) {
-  return with_type(type, [](auto value) -> BranchIn { return branch_in<decltype(value)>; });
-}
-
-BranchOut find_branch_out(ort::ElementType type) {
-  return with_type(type, [](auto value) -> BranchOut { return branch_out<decltype(value)>; });
 }
 
 Narrow find_narrow(ort::ElementType type) {

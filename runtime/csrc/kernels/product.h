@@ -1,11 +1,13 @@
 // The product of activations with a packed weight: what kernels compute, and the table they stand in.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
 #include "../geometry.h"
 #include "../ort_abi.h"
+#include "branch.h"
 
 namespace zq2onnx {
 
@@ -14,46 +16,66 @@ struct Weight {
   const Geometry* geometry;
   const uint8_t* codes;
   const uint8_t* zero_points;
-  const void* scales;  // [N, groups], of the node's float type
+  const void* scales;  // [N, groups], of `type`
+  ort::ElementType type;
 };
 
-// Activations as they are multiplied: `floats`, or `codes` with their scales; the rest is null.
-struct Activations {
-  const float* floats;  // [tokens, K]
-  const int8_t* codes;  // [tokens, K]
-  const float* scales;  // [tokens], or [tokens, k_blocks] where each block has its own
-};
-
-// A tile of the result: a few tokens by a few rows of the weight.
+// A tile of the result: all tokens that were prepared, by a few rows of the weight.
 struct Tile {
-  static constexpr int64_t kMaxTokens = 32;
+  static constexpr int64_t kMaxTokens = 256;
   static constexpr int64_t kMaxRows = 16;
-  int64_t token, tokens;
+  int64_t tokens;
   int64_t row, rows;
 };
 
-// out[t][r] = sum over k of activation[token + t, k] * (code[row + r, k] - zero point) * scale, accumulated in
-// float32 (a block's integers in int32), in an order that depends on K and the block size alone.
+// One way to compute a product. Activations are prepared first, a group of tokens at a time, in any order.
 //
-// `out` has kMaxTokens rows of kMaxRows. Kernels neither throw nor allocate: they run on ONNX Runtime's threads.
-using ProductKernel = void (*)(const Weight&, const Activations&, const Tile&, float* out);
+// Neither function throws or allocates: they run on ONNX Runtime's threads.
+struct Form {
+  int64_t group;  // tokens in a group
+
+  // Bytes of prepared activations; they are aligned to 64.
+  int64_t (*bytes)(const Geometry&, int64_t tokens);
+
+  // Prepares tokens `first` to `first + group` of `a` [tokens, K], those that there are: rounds them to int8 where the
+  // kernel multiplies integers, and lays them out as it reads them.
+  void (*prepare)(const Geometry&, const float* a, int64_t tokens, int64_t first, std::byte* prepared);
+
+  // out[t][r] = sum over k of activation[t, k] * (code[row + r, k] - zero point) * scale, accumulated in float32 (a
+  // block's integers in int32), in an order that depends on K and the block size alone. `out` has kMaxRows columns.
+  void (*multiply)(const Weight&, const std::byte* prepared, const Tile&, float* out);
+};
+
+// What a variant has for an operator.
+struct Kernel {
+  Form few;           // for up to `few_tokens`: reads the weight once, as fast as memory gives it
+  Form many;          // for more: unpacks a part of the weight once for all tokens
+  int64_t few_tokens;
+  Branch branch;
+
+  const Form& form(int64_t tokens) const { return tokens <= few_tokens ? few : many; }
+};
 
 // A set of kernels made for some processors.
 struct Variant {
   const char* name;
   bool (*usable)();  // whether this processor can run it
-  // A kernel, or null where the variant has none.
-  ProductKernel (*find)(Storage, Activation, ort::ElementType);
+  // Whether the variant has a kernel, and which.
+  bool (*find)(Storage, Activation, int64_t block, Kernel&);
 };
 
-// The first usable variant that has a kernel; the last variant, portable C++, has all. The environment variable
-// `ZQ2ONNX_KERNEL` names the best that may be taken, for tests; throws Error where there is none of that name.
-ProductKernel find_product(Storage storage, Activation activation, ort::ElementType type);
+// The kernel of the first usable variant that has one; the last variant, portable C++, has all. The environment
+// variable `ZQ2ONNX_KERNEL` names the best that may be taken, for tests; throws Error where there is none of that name.
+Kernel find_kernel(Storage storage, Activation activation, int64_t block);
 
 // Names of the variants that this processor can run, best first, separated by blanks.
 std::string usable_variants();
 
-// Portable C++: every storage, activation and float type.
-ProductKernel find_generic(Storage storage, Activation activation, ort::ElementType type);
+// Portable C++: every storage, activation and block size.
+bool find_generic(Storage storage, Activation activation, int64_t block, Kernel& kernel);
+
+#if defined(__x86_64__)
+bool find_avx512(Storage storage, Activation activation, int64_t block, Kernel& kernel);
+#endif
 
 }  // namespace zq2onnx

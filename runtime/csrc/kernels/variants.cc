@@ -7,8 +7,20 @@
 namespace zq2onnx {
 namespace {
 
+#if defined(__x86_64__)
+bool has_avx512() {
+  // The compiler's support library also asks the operating system whether it saves the registers.
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
 // Best first. Tuned kernels have translation units of their own, compiled for their instruction set.
 constexpr Variant kVariants[] = {
+#if defined(__x86_64__)
+    {"avx512", has_avx512, find_avx512},
+#endif
     {"generic", [] { return true; }, find_generic},
 };
 
@@ -25,12 +37,12 @@ const Variant* first_variant() {
 
 }  // namespace
 
-ProductKernel find_product(Storage storage, Activation activation, ort::ElementType type) {
+Kernel find_kernel(Storage storage, Activation activation, int64_t block) {
+  Kernel kernel{};
   for (const Variant* variant = first_variant(); variant != std::end(kVariants); ++variant) {
-    if (!variant->usable()) continue;
-    if (ProductKernel kernel = variant->find(storage, activation, type)) return kernel;
+    if (variant->usable() && variant->find(storage, activation, block, kernel)) break;
   }
-  return find_generic(storage, activation, type);
+  return kernel;
 }
 
 std::string usable_variants() {

@@ -1,0 +1,53 @@
+// All kernels of one set of vector instructions.
+#pragma once
+
+#include "branches.h"
+#include "few_floats.h"
+#include "few_integers.h"
+#include "many_floats.h"
+#include "many_integers.h"
+
+namespace zq2onnx {
+
+template <class S, Storage storage>
+void take_floats(Kernel& kernel) {
+  using F = FewFloats<S, storage>;
+  using M = ManyFloats<S, storage>;
+  kernel.few = {1, F::bytes, F::prepare, F::multiply};
+  kernel.many = {S::kLanes, M::bytes, M::prepare, M::multiply};
+}
+
+template <class S, Storage storage, bool per_block>
+void take_integers(Kernel& kernel) {
+  using F = FewIntegers<S, storage, per_block>;
+  using M = ManyIntegers<S, storage, per_block>;
+  kernel.few = {1, F::bytes, F::prepare, F::multiply};
+  kernel.many = {S::kLanes, M::bytes, M::prepare, M::multiply};
+}
+
+template <class S, Storage storage>
+void take(Activation activation, Kernel& kernel) {
+  if constexpr (storage != Storage::kWholeBytes) {
+    if (activation == Activation::kFloat) return take_floats<S, storage>(kernel);
+    if (activation == Activation::kInt8PerToken) return take_integers<S, storage, false>(kernel);
+  }
+  if constexpr (storage != Storage::kHalfBytes) take_integers<S, storage, true>(kernel);
+}
+
+// Whether there is a kernel, and which. A lane of 3-bit codes takes 32 of one block.
+template <class S>
+bool find_kernel_of(Storage storage, Activation activation, int64_t block, Kernel& kernel) {
+  if (storage == Storage::kThreeBits && block < 32) return false;
+  kernel.few_tokens = S::kFewTokens;
+  kernel.branch = {Branches<S>::in, Branches<S>::out};
+  switch (storage) {
+    case Storage::kTwoBits: take<S, Storage::kTwoBits>(activation, kernel); break;
+    case Storage::kThreeBits: take<S, Storage::kThreeBits>(activation, kernel); break;
+    case Storage::kFourBits: take<S, Storage::kFourBits>(activation, kernel); break;
+    case Storage::kHalfBytes: take<S, Storage::kHalfBytes>(activation, kernel); break;
+    case Storage::kWholeBytes: take<S, Storage::kWholeBytes>(activation, kernel); break;
+  }
+  return true;
+}
+
+}  // namespace zq2onnx
