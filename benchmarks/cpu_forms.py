@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import onnxruntime
 
 from benchmarks.cpu_verdict import FLOAT32, FUNCTION, FUSED, LEVEL_0, LEVEL_4, RANK_0, W4A16, Row
 from benchmarks.products import FloatMatMul, Kind, OurMatMul, Shape, StockNBits, stored_bytes
-from benchmarks.turns import Chain, MemoryRead, median_ratio, one_pool, take_turns, write_chain
+from benchmarks.turns import PROCESSORS, Chain, MemoryRead, median_ratio, one_pool, take_turns, write_chain
 from zq2onnx.opset import OPERATORS
 from zq2onnx.runtime.library import register
 
@@ -64,17 +65,20 @@ class Workshop:
         return {label: self.stock[kind, shape] for label, kind in kinds.items()}
 
     def chains(self, bench: Bench) -> dict[str, Chain]:
-        """Every form that takes turns; `fused 8` is that of rank 8."""
-        chains = self.references(int(bench.name[1]), bench.shape)
+        """Every form that takes turns, `fused 8` that of rank 8; fused ones beside each other, 0 first."""
+        references = self.references(int(bench.name[1]), bench.shape)
+        fused, functions = {}, {}
         for rank in sorted({0, *bench.ranks}):
-            operator = OPERATORS[f"MatMul{bench.name}{'LoRC' if rank else ''}"]
-            options = (self.fused, self.plain) if rank in bench.ranks else (self.fused,)
-            made = self.chain(OurMatMul(operator, rank), bench.shape, *options)
-            labels = (f"{FUSED} {rank}", f"{FUNCTION} {rank}")
-            chains |= dict(zip(labels, made, strict=False))
+            kind = OurMatMul(OPERATORS[f"MatMul{bench.name}{'LoRC' if rank else ''}"], rank)
+            if rank in bench.ranks:
+                fused[f"{FUSED} {rank}"], functions[f"{FUNCTION} {rank}"] = self.chain(
+                    kind, bench.shape, self.fused, self.plain
+                )
+            else:
+                (fused[f"{FUSED} {rank}"],) = self.chain(kind, bench.shape, self.fused)
         if bench.name == "W3A16" and 1 in bench.tokens:
-            (chains[W4A16],) = self.chain(OurMatMul(OPERATORS["MatMulW4A16"]), bench.shape, self.fused)
-        return chains
+            (fused[W4A16],) = self.chain(OurMatMul(OPERATORS["MatMulW4A16"]), bench.shape, self.fused)
+        return fused | functions | references
 
     def rows(self, bench: Bench, rounds: int) -> Iterator[Row]:
         chains = self.chains(bench)
@@ -85,7 +89,7 @@ class Workshop:
                 chain.prepare(a, rounds)
             for rank in bench.ranks:
                 require_same(f"MatMul{bench.name} rank {rank}", chains, rank, a)
-            before = {f"{FUSED} {rank}": self.read for rank in bench.ranks if tokens == 1}
+            before = {f"{FUSED} 0": self.read} if tokens == 1 else {}
             taken = take_turns(taking, tokens, rounds, before)
             yield from (row(bench, tokens, rank, taken) for rank in bench.ranks)
 
@@ -113,11 +117,8 @@ def row(bench: Bench, tokens: int, rank: int, taken: dict[str, np.ndarray]) -> R
         labels[W4A16] = W4A16
     ms = {form: float(np.nanmedian(taken[label])) for form, label in labels.items()}
     times = {form: median_ratio(taken[label], fused) for form, label in labels.items()}
-    reads = taken.get(f"before {FUSED} {rank}")
-    if reads is None:
-        return Row(bench.name, bench.shape, tokens, rank, ms, times)
-    kind = OurMatMul(OPERATORS[f"MatMul{bench.name}"])
-    rates = stored_bytes(kind, bench.shape) / fused / 1e6
+    rates = stored_bytes(OurMatMul(OPERATORS[f"MatMul{bench.name}"]), bench.shape) / fused / 1e6
+    reads = taken.get(f"before {FUSED} 0")  # taken at one token
     return Row(
         bench.name,
         bench.shape,
@@ -125,6 +126,7 @@ def row(bench: Bench, tokens: int, rank: int, taken: dict[str, np.ndarray]) -> R
         rank,
         ms,
         times,
-        float(np.nanmedian(rates)),
-        median_ratio(rates, reads),
+        rate=math.nan if reads is None else float(np.nanmedian(rates)),
+        of_read=math.nan if reads is None else median_ratio(rates, reads),
+        processors=float(np.median(taken[PROCESSORS])),
     )

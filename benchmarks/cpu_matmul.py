@@ -1,7 +1,7 @@
 """Times the operator library's CPU kernels beside stock kernels and our own function bodies.
 
     python benchmarks/cpu_matmul.py            the whole table, about ten minutes on two cores
-    python benchmarks/cpu_matmul.py --quick    a part of it, about one
+    python benchmarks/cpu_matmul.py --quick    a part of it, in half of one
     python benchmarks/cpu_matmul.py --operator W4A16 --shape 4096x11008 --tokens 1
 
 One line for every operator, weight shape, group size, rank and number of tokens (M). In its columns: the
@@ -14,8 +14,9 @@ and 32 (int8 factors). An option that is given replaces those values, and is cro
 Weights are cold: each form has a chain of products, each with weights of its own, together larger than
 four times the last-level cache. Forms take turns of a few products, for a shared machine's memory may be
 half as fast a moment later; a ratio is the median of the ratios of turns of one round, and at one token a
-plain read of memory by as many threads is timed before each of the fused operator's turns. Very slow forms
-sit out two rounds of three. Activations are standard normal, codes uniform.
+plain read of memory by as many threads is timed in every round. Very slow forms sit out two rounds of three.
+ Activations are standard normal, codes uniform. The last line tells how much of the processors the
+threads had: a figure from turns that others disturbed tells little.
 
 At the end: which operators are never slower than their functions (at worst 0.9 times as fast at 64 tokens
 and more), and a table of what the kernels must hold. Exits with 1 where a measured bar is missed at its
@@ -26,8 +27,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import platform
 import re
+import statistics
 import sys
 import tempfile
 import time
@@ -51,6 +54,7 @@ SHAPES = ("4096x4096", "4096x11008", "11008x4096")
 TOKENS = (1, 8, 128)
 GROUPS = (32, 64, 128, 256)
 QUICK = RANKED
+SMALLEST = 1 << 20
 
 
 def plan(given: argparse.Namespace) -> Iterator[Bench]:
@@ -87,6 +91,10 @@ def processor() -> str:
 def shape_option(text: str) -> str:
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r}; required: KxN, as {SHAPES[1]}")
+    if math.prod(map(int, text.split("x"))) < SMALLEST:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; required: at least {SMALLEST} weights, or a chain of them is too long"
+        )
     return text
 
 
@@ -170,7 +178,11 @@ def main() -> int:
         return 2
     lines, holds = verdict(rows, registered)
     print("", *payment(rows, registered), "", *lines, sep="\n")
-    print(f"\n{len(rows)} rows in {time.monotonic() - started:.0f} s")
+    had = [row.processors for row in rows]
+    print(
+        f"\n{len(rows)} rows in {time.monotonic() - started:.0f} s; {given.threads} threads had the time of"
+        f" {statistics.median(had):.2f} processors, at worst of {min(had):.2f}: others had the rest"
+    )
     return 0 if holds else 1
 
 

@@ -28,6 +28,7 @@ class Row:
         times: median, over the turns, of a form's time divided by the fused operator's, by form.
         rate: gigabytes of stored weights a second, fused; NaN but for one token.
         of_read: the median part of a plain read's rate beside it.
+        processors: how many of them the turns had; less than threads where others had them.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Row:
     times: Mapping[str, float]
     rate: float = math.nan
     of_read: float = math.nan
+    processors: float = math.nan
 
     @property
     def operator(self) -> str:
@@ -81,14 +83,14 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Every row with all of its figures."""
     forms = [*FORMS, RANK_0, W4A16]
     head = ["operator", "K", "N", "group", "M", "rank", *(f"ms {form}" for form in forms)]
-    head += [*(f"{form} / fused" for form in forms[1:]), "GB/s", "part of a read"]
+    head += [*(f"{form} / fused" for form in forms[1:]), "GB/s", "part of a read", "processors"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(head)
         for row in rows:
             place = [row.operator, row.shape.k, row.shape.n, row.shape.group, row.tokens, row.rank]
             figures = [*(row.ms.get(form) for form in forms), *(row.times.get(form) for form in forms[1:])]
-            figures += [row.rate, row.of_read]
+            figures += [row.rate, row.of_read, row.processors]
             numbers = ["" if x is None or math.isnan(x) else f"{x:.5g}" for x in figures]
             writer.writerow([*place, *numbers])
 

@@ -139,6 +139,9 @@ class MemoryRead:
         return self.size / (time.perf_counter() - start) / 1e9
 
 
+PROCESSORS = "processors"
+
+
 def take_turns(
     chains: Mapping[str, Chain], tokens: int, rounds: int, before: Mapping[str, Callable[[], float]]
 ) -> dict[str, np.ndarray]:
@@ -150,11 +153,15 @@ def take_turns(
         before: what else is measured right before a chain's turn, by that chain's name.
 
     Returns:
-        By the chains' names; what `before` measured by `before` and the name.
+        By the chains' names; what `before` measured by `before` and the name; by `PROCESSORS` how many of
+        them the turns of a round had. ONNX Runtime's threads never rest in a turn: where there are less
+        processors than threads, others had them.
     """
     names = list(chains)
-    taken = {name: np.full(rounds, np.nan) for name in [*names, *(f"before {name}" for name in before)]}
+    keys = [*names, *(f"before {name}" for name in before), PROCESSORS]
+    taken = {key: np.full(rounds, np.nan) for key in keys}
     for at in range(rounds):
+        used = passed = 0.0
         for name in names[at % len(names) :] + names[: at % len(names)]:
             chain = chains[name]
             if at % 3 and chain.is_slow(tokens):
@@ -162,7 +169,10 @@ def take_turns(
             if name in before:
                 taken[f"before {name}"][at] = before[name]()
                 chain.wake(tokens)
+            used, passed = used - time.process_time(), passed - time.perf_counter()
             taken[name][at] = chain.turn(tokens)
+            used, passed = used + time.process_time(), passed + time.perf_counter()
+        taken[PROCESSORS][at] = used / passed
     return taken
 
 

@@ -69,17 +69,6 @@ inline Half from_float<Half>(float value) {
   return with_sign(bits_of(float_of(rest) + 0.5f) - bits_of(0.5f));
 }
 
-template <typename T>
-constexpr ort::ElementType kElementType = ort::ElementType::kUndefined;
-template <>
-constexpr ort::ElementType kElementType<float> = ort::ElementType::kFloat;
-template <>
-constexpr ort::ElementType kElementType<Half> = ort::ElementType::kFloat16;
-template <>
-constexpr ort::ElementType kElementType<Bfloat> = ort::ElementType::kBfloat16;
-template <>
-constexpr ort::ElementType kElementType<int8_t> = ort::ElementType::kInt8;
-
 // Calls `body` with a value of the type that `type` stands for: float, Half, Bfloat or int8_t.
 template <typename Body>
 auto with_type(ort::ElementType type, Body&& body) {

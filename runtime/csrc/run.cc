@@ -82,7 +82,7 @@ void Run::compute_tokens(const ort::Api* api, const ort::KernelContext* context)
     each([](void* run, size_t at) { static_cast<Run*>(run)->widen_token(static_cast<int64_t>(at)); }, tokens_);
   }
   each([](void* run, size_t at) { static_cast<Run*>(run)->prepare_piece(static_cast<int64_t>(at)); },
-       groups() + tokens_ * segments());
+       groups() + divide_up(tokens_, Branch::kTokens) * segments());
   sum_components();
   each([](void* run, size_t at) { static_cast<Run*>(run)->multiply_rows(static_cast<int64_t>(at)); },
        divide_up(geometry_.n, Tile::kMaxRows));
@@ -100,11 +100,14 @@ void Run::prepare_piece(int64_t piece) {
     return;
   }
   const int64_t at = piece - groups();
-  const int64_t token = at / segments();
-  const int64_t channel = at % segments() * kSegment;
+  const int64_t token = at / segments() * Branch::kTokens;
+  const int64_t segment = at % segments();
+  const int64_t channel = segment * kSegment;
+  const int64_t stride = segments() * rank_;
   const auto& u = *tensors_[kU];
-  branch_in_(floats() + token * geometry_.k + channel, element(u.data, u.type, channel * rank_),
-             std::min(kSegment, geometry_.k - channel), rank_, memory_.partial + at * rank_);
+  branch_in_(floats() + token * geometry_.k + channel, geometry_.k, std::min(Branch::kTokens, tokens_ - token),
+             element(u.data, u.type, channel * rank_), std::min(kSegment, geometry_.k - channel), rank_,
+             memory_.partial + token * stride + segment * rank_, stride);
 }
 
 void Run::sum_components() {
@@ -147,11 +150,8 @@ void Run::finish(const Tile& tile, float* out) {
     branch_out_(memory_.components, element(v.data, v.type, tile.row), rank_, geometry_.n, tile.tokens, tile.rows,
                 out);
   }
-  for (int64_t t = 0; t < tile.tokens; ++t) {
-    float* row = out + t * Tile::kMaxRows;
-    for (int64_t r = 0; r < tile.rows; ++r) row[r] += bias[r];
-    functions_.narrow(row, tile.rows, (first_ + t) * geometry_.n + tile.row, y_);
-  }
+  void* y = static_cast<char*>(y_) + (first_ * geometry_.n + tile.row) * size_of(requirements_.type);
+  functions_.narrow(out, bias, tile.tokens, tile.rows, geometry_.n, y);
 }
 
 }  // namespace zq2onnx

@@ -55,7 +55,7 @@ def test_odd_sizes(operator: Operator, k: int, n: int) -> None:
 
 
 @pytest.mark.parametrize("operator", LORC, ids=lambda operator: operator.name)
-@pytest.mark.parametrize("rank", [1, 7, 128])
+@pytest.mark.parametrize("rank", [1, 7, 40, 128, 300])
 @pytest.mark.parametrize("int8_factors", [True, False])
 def test_any_rank(operator: Operator, rank: int, int8_factors: bool) -> None:
     run_node(operator, 100, 33, 32, (3,), rank=rank, int8_factors=int8_factors)

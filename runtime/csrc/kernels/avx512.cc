@@ -1,4 +1,5 @@
 // Kernels for AVX-512 (F, BW, DQ, VL), and VNNI for integers.
+#if defined(__x86_64__)
 
 // GCC 12 warns of the undefined operands in its own header.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -14,8 +15,9 @@
 
 #include "../floats.h"
 #include "product.h"
+#include "target.h"
 
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+ZQ2ONNX_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
 
 #include "find.h"
 
@@ -51,6 +53,13 @@ struct Avx512 {
     return value;
   }
 
+  // From memory, where registers are too few to keep it: a broadcast from a general register would take the place of
+  // another vector instruction.
+  static Words broadcast_memory(const uint32_t& bits) {
+    Words words;
+    asm("vpbroadcastd %1, %0" : "=v"(words) : "m"(bits));
+    return words;
+  }
   static void store_words(void* to, Words words) { _mm512_storeu_si512(to, words); }
   static Words broadcast_bits(uint32_t bits) { return _mm512_set1_epi32(static_cast<int>(bits)); }
   static Words no_words() { return _mm512_setzero_si512(); }
@@ -68,6 +77,9 @@ struct Avx512 {
   static Words shift_left(Words words) {
     return _mm512_slli_epi32(words, bits);
   }
+  // Whether 8-bit codes are multiplied as numbers with a sign.
+  static constexpr bool kSignedBytes = false;
+
   // total + the sum of four products in each word: of code bytes, which have no sign, with activations.
   template <int bits>
   static Words dot(Words total, Words codes, Words activations) {
@@ -129,3 +141,6 @@ bool find_avx512(Storage storage, Activation activation, int64_t block, Kernel& 
 }
 
 }  // namespace zq2onnx
+
+ZQ2ONNX_END_TARGET
+#endif

@@ -8,8 +8,11 @@
 namespace zq2onnx {
 
 struct Branch {
-  // to[r] = sum over a few channels k of a[k] * U[k, r]; `u` starts at the first channel.
-  using In = void (*)(const float* a, const void* u, int64_t channels, int64_t rank, float* to);
+  // to[t][r] = sum over a few channels k of a[t][k] * U[k, r], for up to kTokens tokens. `a` and `u` start at the first
+  // channel; tokens of `a` are `a_stride` apart, those of `to` `to_stride`.
+  static constexpr int64_t kTokens = 4;
+  using In = void (*)(const float* a, int64_t a_stride, int64_t tokens, const void* u, int64_t channels, int64_t rank,
+                      float* to, int64_t to_stride);
 
   // out[t][i] += sum over r of components[t][r] * V[r, i], for a tile's rows i; `v` starts at the first of them, its
   // rows are `stride` apart. `out` has Tile::kMaxRows columns.

@@ -1,5 +1,4 @@
-// The branch's two small products, for each set of instructions that a kernel is compiled for: loops of a fixed
-// length, which compilers make vectors of.
+// The branch's two small products, by a set of vector instructions `S`.
 #pragma once
 
 #include <algorithm>
@@ -10,8 +9,7 @@
 
 namespace zq2onnx {
 
-// `Set` only tells apart what each translation unit makes of this.
-template <class Set>
+template <class S>
 struct Branches {
   static Branch::In in(ort::ElementType type) {
     return with_type(type, [](auto value) -> Branch::In { return in_of<decltype(value)>; });
@@ -22,59 +20,104 @@ struct Branches {
   }
 
  private:
-  static constexpr int64_t kWidth = 16;   // components, or rows, at once
-  static constexpr int64_t kChains = 4;  // sums that do not wait for each other
+  using Floats = typename S::Floats;
+  static constexpr int64_t kPart = 2048;     // numbers of U that are widened at a time
+  static constexpr int64_t kMaxWidth = 128;  // components of them
+  static constexpr int kWidth = Tile::kMaxRows / S::kLanes;
 
   template <typename T>
-  static void in_of(const float* a, const void* u, int64_t channels, int64_t rank, float* to) {
+  static void in_of(const float* a, int64_t a_stride, int64_t tokens, const void* u, int64_t channels, int64_t rank,
+                    float* to, int64_t to_stride) {
     const T* factor = static_cast<const T*>(u);
-    int64_t first = 0;
-    for (; first + kWidth <= rank; first += kWidth) in_part<kWidth>(a, factor + first, channels, rank, to + first);
-    for (; first + 8 <= rank; first += 8) in_part<8>(a, factor + first, channels, rank, to + first);
-    for (; first + 4 <= rank; first += 4) in_part<4>(a, factor + first, channels, rank, to + first);
-    for (; first < rank; ++first) in_part<1>(a, factor + first, channels, rank, to + first);
-  }
-
-  template <int64_t width, typename T>
-  static void in_part(const float* a, const T* factor, int64_t channels, int64_t rank, float* to) {
-    float sums[kChains][width] = {};
-    int64_t k = 0;
-    for (; k + kChains <= channels; k += kChains) {
-      for (int64_t chain = 0; chain < kChains; ++chain) {
-        const T* row = factor + (k + chain) * rank;
-        for (int64_t r = 0; r < width; ++r) sums[chain][r] += a[k + chain] * to_float(row[r]);
+    alignas(64) float wide[kPart + S::kLanes] = {};  // vectors at its end reach beyond it
+    for (int64_t t = 0; t < tokens; ++t) std::fill_n(to + t * to_stride, rank, 0.0f);
+    for (int64_t left = 0; left < rank; left += kMaxWidth) {
+      const int64_t width = std::min(kMaxWidth, rank - left);
+      const int64_t most = kPart / width;
+      for (int64_t first = 0; first < channels; first += most) {
+        const int64_t count = std::min(most, channels - first);
+        widen(factor + first * rank + left, count, width, rank, wide);
+        add_columns(a + first, a_stride, tokens, wide, count, width, to + left, to_stride);
       }
     }
-    for (; k < channels; ++k) {
-      for (int64_t r = 0; r < width; ++r) sums[0][r] += a[k] * to_float(factor[k * rank + r]);
+  }
+
+  template <typename T>
+  static void widen(const T* factor, int64_t rows, int64_t width, int64_t stride, float* wide) {
+    if (width == stride) {  // one long loop
+      for (int64_t i = 0; i < rows * width; ++i) wide[i] = to_float(factor[i]);
+      return;
     }
-    for (int64_t r = 0; r < width; ++r) to[r] = (sums[0][r] + sums[1][r]) + (sums[2][r] + sums[3][r]);
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t i = 0; i < width; ++i) wide[row * width + i] = to_float(factor[row * stride + i]);
+    }
+  }
+
+  static void add_columns(const float* a, int64_t a_stride, int64_t tokens, const float* wide, int64_t channels,
+                          int64_t width, float* to, int64_t to_stride) {
+    for (int64_t r = 0; r < width; r += S::kLanes) {
+      if (tokens == Branch::kTokens) {
+        add_part<Branch::kTokens>(a, a_stride, wide + r, channels, width, width - r, to + r, to_stride);
+        continue;
+      }
+      for (int64_t t = 0; t < tokens; ++t) {
+        add_part<1>(a + t * a_stride, 0, wide + r, channels, width, width - r, to + t * to_stride + r, 0);
+      }
+    }
+  }
+
+  // Adds the products of a few channels, for as many components as a vector has lanes, or `left` of them.
+  template <int64_t tokens>
+  static void add_part(const float* a, int64_t a_stride, const float* wide, int64_t channels, int64_t rank,
+                       int64_t left, float* to, int64_t to_stride) {
+    Floats even[tokens], odd[tokens];
+#pragma GCC unroll 4
+    for (int64_t t = 0; t < tokens; ++t) even[t] = odd[t] = S::zero();
+    int64_t k = 0;
+    for (; k + 2 <= channels; k += 2) {
+      const Floats first = S::load(wide + k * rank);
+      const Floats second = S::load(wide + (k + 1) * rank);
+#pragma GCC unroll 4
+      for (int64_t t = 0; t < tokens; ++t) {
+        even[t] = S::fma(S::broadcast(a[t * a_stride + k]), first, even[t]);
+        odd[t] = S::fma(S::broadcast(a[t * a_stride + k + 1]), second, odd[t]);
+      }
+    }
+    if (k < channels) {
+      const Floats last = S::load(wide + k * rank);
+      for (int64_t t = 0; t < tokens; ++t) even[t] = S::fma(S::broadcast(a[t * a_stride + k]), last, even[t]);
+    }
+    for (int64_t t = 0; t < tokens; ++t) {
+      alignas(64) float sums[S::kLanes];
+      S::store(sums, S::fma(S::broadcast(1.0f), even[t], odd[t]));
+      for (int64_t r = 0; r < std::min<int64_t>(S::kLanes, left); ++r) to[t * to_stride + r] += sums[r];
+    }
   }
 
   template <typename T>
   static void out_of(const float* components, const void* v, int64_t rank, int64_t stride, int64_t tokens,
                      int64_t columns, float* out) {
-    static_assert(Tile::kMaxRows == kWidth);
-    constexpr int64_t kRanks = 32;  // of the factor, widened at a time
-    float rows[kRanks][kWidth] = {};
+    constexpr int64_t kRanks = 32;  // of V, widened at a time
+    alignas(64) float rows[kRanks][Tile::kMaxRows] = {};
     for (int64_t first = 0; first < rank; first += kRanks) {
       const int64_t ranks = std::min(kRanks, rank - first);
       for (int64_t r = 0; r < ranks; ++r) {
         const T* row = static_cast<const T*>(v) + (first + r) * stride;
-        if (columns == kWidth) {
-          for (int64_t i = 0; i < kWidth; ++i) rows[r][i] = to_float(row[i]);
+        if (columns == Tile::kMaxRows) {  // a length that compilers know
+          for (int64_t i = 0; i < Tile::kMaxRows; ++i) rows[r][i] = to_float(row[i]);
         } else {
           for (int64_t i = 0; i < columns; ++i) rows[r][i] = to_float(row[i]);
         }
       }
       for (int64_t t = 0; t < tokens; ++t) {
-        float sums[kWidth];
-        for (int64_t i = 0; i < kWidth; ++i) sums[i] = out[t * kWidth + i];
+        float* to = out + t * Tile::kMaxRows;
+        Floats sums[kWidth];
+        for (int i = 0; i < kWidth; ++i) sums[i] = S::load(to + i * S::kLanes);
         for (int64_t r = 0; r < ranks; ++r) {
-          const float component = components[t * rank + first + r];
-          for (int64_t i = 0; i < kWidth; ++i) sums[i] += component * rows[r][i];
+          const Floats component = S::broadcast(components[t * rank + first + r]);
+          for (int i = 0; i < kWidth; ++i) sums[i] = S::fma(component, S::load(rows[r] + i * S::kLanes), sums[i]);
         }
-        for (int64_t i = 0; i < kWidth; ++i) out[t * kWidth + i] = sums[i];
+        for (int i = 0; i < kWidth; ++i) S::store(to + i * S::kLanes, sums[i]);
       }
     }
   }

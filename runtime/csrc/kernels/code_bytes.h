@@ -9,6 +9,21 @@ namespace zq2onnx {
 // Vectors of code bytes in a chunk.
 constexpr int byte_vectors(Storage storage) { return codes_of_lane(storage) / 4; }
 
+// Bits that a code byte may have: some instructions add up products of few bits only.
+constexpr int code_bits(Storage storage) {
+  return storage == Storage::kHalfBytes || storage == Storage::kWholeBytes ? 8 : 4;
+}
+
+// Whether codes, and so zero points, are taken as 128 less: bytes with a sign, where no instruction multiplies others.
+template <class S, Storage storage>
+constexpr bool kLessByHalf = S::kSignedBytes && code_bits(storage) == 8;
+
+template <class S, Storage storage>
+inline typename S::Floats zero_of_bytes(typename S::Floats zero) {
+  if constexpr (kLessByHalf<S, storage>) return S::subtract(zero, S::broadcast(128.0f));
+  return zero;
+}
+
 // The even codes of a run are one word, the odd ones the next: as half bytes lie. Whole bytes are one word.
 template <class S, Storage storage>
 inline void split_bytes(const typename S::Words* words, typename S::Words* bytes) {
@@ -32,11 +47,9 @@ inline void split_bytes(const typename S::Words* words, typename S::Words* bytes
       bytes[2 * word + 1] = S::both(S::template shift_right<4>(words[word]), mask);
     }
   }
-}
-
-// Bits that a code byte may have: some instructions add up products of few bits only.
-constexpr int code_bits(Storage storage) {
-  return storage == Storage::kHalfBytes || storage == Storage::kWholeBytes ? 8 : 4;
+  if constexpr (kLessByHalf<S, storage>) {
+    for (int v = 0; v < byte_vectors(storage); ++v) bytes[v] = S::one_of(bytes[v], S::broadcast_bits(0x80808080u));
+  }
 }
 
 // The words of a run of activation codes, in the order of `split_bytes`; what is beyond `size` is zero.

@@ -56,7 +56,8 @@ class FewFloats {
     // Held in registers: rows share them, and reading them again for each takes longer than the products.
     Floats values[kTokens];
     for (int t = 0; t < kTokens; ++t) values[t] = S::hold(S::load(a[t] + index * S::kLanes));
-    const Words mask = S::hold(S::broadcast_bits(place.mask << place.shift));
+    static constexpr uint32_t kMask = place.mask << place.shift;
+    const Words mask = words_of_lane(storage) > 2 ? S::broadcast_memory(kMask) : S::hold(S::broadcast_bits(kMask));
     for (int r = 0; r < kRows; ++r) {
       const Floats number = code<index>(words[r][place.word], mask);
       for (int t = 0; t < kTokens; ++t) low[r][t] = S::fma(number, values[t], low[r][t]);
@@ -117,7 +118,7 @@ class FewFloats {
   template <int kTokens>
   static void multiply_tokens(const ChunkReader<S, storage>& reader, const Geometry& g, const float* prepared,
                               const Tile& tile, float* out) {
-    constexpr int kRows = S::rows_at_once(kTokens);
+    constexpr int kRows = rows_at_once<S>(storage, kTokens);
     int64_t r = 0;
     for (; r + kRows <= tile.rows; r += kRows) {
       multiply_rows<kTokens, kRows>(reader, g, prepared, tile.row + r, out + r);

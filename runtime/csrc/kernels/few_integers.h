@@ -51,7 +51,8 @@ class FewIntegers {
 #pragma GCC unroll 4
       for (int t = 0; t < kTokens; ++t) {
         const float* after = a[t] + kVectors * S::kLanes;
-        Floats part = S::subtract_product(zeros[r], S::load(after), S::to_floats(totals[r][t]));
+        const Floats zero = zero_of_bytes<S, storage>(zeros[r]);
+        Floats part = S::subtract_product(zero, S::load(after), S::to_floats(totals[r][t]));
         if constexpr (per_block) part = S::multiply(part, S::load(after + S::kLanes));
         sums[r][t] = S::fma(scales[r], part, sums[r][t]);
       }
@@ -82,7 +83,7 @@ class FewIntegers {
   template <int kTokens>
   static void multiply_tokens(const ChunkReader<S, storage>& reader, const Geometry& g, const float* prepared,
                               const Tile& tile, float* out) {
-    constexpr int kRows = S::rows_at_once(kTokens);
+    constexpr int kRows = rows_at_once<S>(storage, kTokens);
     int64_t r = 0;
     for (; r + kRows <= tile.rows; r += kRows) {
       multiply_rows<kTokens, kRows>(reader, g, prepared, tile.row + r, out + r);

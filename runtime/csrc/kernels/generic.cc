@@ -3,15 +3,12 @@
 #include <algorithm>
 
 #include "../floats.h"
-#include "branches.h"
 #include "decode.h"
 #include "prepare.h"
 #include "product.h"
 
 namespace zq2onnx {
 namespace {
-
-struct Generic {};
 
 // So many partial sums let a compiler use whatever vectors there are, and bound the error of the sum.
 constexpr int64_t kLanes = 16;
@@ -157,12 +154,45 @@ Form form_of(Storage storage, Activation activation) {
   }
 }
 
+template <typename T>
+void branch_in(const float* a, int64_t a_stride, int64_t tokens, const void* u, int64_t channels, int64_t rank, float* to,
+               int64_t to_stride) {
+  const T* factor = static_cast<const T*>(u);
+  for (int64_t t = 0; t < tokens; ++t) {
+    float* sums = to + t * to_stride;
+    std::fill_n(sums, rank, 0.0f);
+    for (int64_t k = 0; k < channels; ++k) {
+      for (int64_t r = 0; r < rank; ++r) sums[r] += a[t * a_stride + k] * to_float(factor[k * rank + r]);
+    }
+  }
+}
+
+template <typename T>
+void branch_out(const float* components, const void* v, int64_t rank, int64_t stride, int64_t tokens, int64_t columns,
+                float* out) {
+  const T* factor = static_cast<const T*>(v);
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t r = 0; r < rank; ++r) {
+      const float component = components[t * rank + r];
+      for (int64_t i = 0; i < columns; ++i) out[t * Tile::kMaxRows + i] += component * to_float(factor[r * stride + i]);
+    }
+  }
+}
+
+Branch::In find_branch_in(ort::ElementType type) {
+  return with_type(type, [](auto value) -> Branch::In { return branch_in<decltype(value)>; });
+}
+
+Branch::Out find_branch_out(ort::ElementType type) {
+  return with_type(type, [](auto value) -> Branch::Out { return branch_out<decltype(value)>; });
+}
+
 }  // namespace
 
 bool find_generic(Storage storage, Activation activation, int64_t, Kernel& kernel) {
   kernel.few = kernel.many = form_of(storage, activation);
   kernel.few_tokens = 0;
-  kernel.branch = {Branches<Generic>::in, Branches<Generic>::out};
+  kernel.branch = {find_branch_in, find_branch_out};
   return true;
 }
 

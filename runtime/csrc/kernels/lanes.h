@@ -68,6 +68,13 @@ constexpr CodePlace place_of(Storage storage, int index) {
   }
 }
 
+// Rows that share what is loaded of the activations. Half bytes lie in two places, a great power of two apart: parts of
+// several rows of both would drive each other out of the first cache.
+template <class S>
+constexpr int rows_at_once(Storage storage, int tokens) {
+  return storage == Storage::kHalfBytes && tokens == 1 ? 1 : S::rows_at_once(tokens);
+}
+
 // Where codes lie in the chunks of a row.
 template <class S, Storage storage>
 struct Chunks {
@@ -124,10 +131,11 @@ class ChunkReader {
   template <int kRows>
   void prefetch(int64_t row, int64_t chunk) const {
     constexpr int64_t kPart = kRows * (storage == Storage::kThreeBits ? 3 : 1) * kBytes;
+    constexpr int kCache = 2;  // the second: the first is full of activations
     const uint8_t* part = this->row(row) + chunk * kPart;
-    for (int64_t at = 0; at < kPart; at += 64) __builtin_prefetch(part + at, 0, 3);
+    for (int64_t at = 0; at < kPart; at += 64) __builtin_prefetch(part + at, 0, kCache);
     if constexpr (storage == Storage::kHalfBytes) {
-      for (int64_t at = 0; at < kPart; at += 64) __builtin_prefetch(part + g_.n * row_bytes_ + at, 0, 3);
+      for (int64_t at = 0; at < kPart; at += 64) __builtin_prefetch(part + g_.n * row_bytes_ + at, 0, kCache);
     }
   }
 
@@ -174,8 +182,13 @@ class ChunkReader {
   void read_planes(const uint8_t* row, int64_t chunk, Words* words) const {
     if (blocks_ > 1) {
       const int64_t at = chunk * 3 * kBytes;
-      const Words mixed[3] = {load(row, at), at + kBytes < row_bytes_ ? load(row, at + kBytes) : S::no_words(),
-                              at + 2 * kBytes < row_bytes_ ? load(row, at + 2 * kBytes) : S::no_words()};
+      Words mixed[3];
+      for (int i = 0; i < 3; ++i) mixed[i] = S::no_words();
+      if (at + 3 * kBytes <= row_bytes_) {
+        for (int i = 0; i < 3; ++i) mixed[i] = S::load_words(row + at + i * kBytes);
+      } else {
+        for (int i = 0; i < 3 && at + i * kBytes < row_bytes_; ++i) mixed[i] = load(row, at + i * kBytes);
+      }
       for (int plane = 0; plane < 3; ++plane) words[plane] = S::gather(mixed, planes_, plane);
     } else {
       const int64_t code = chunk * Shape::kCodes;

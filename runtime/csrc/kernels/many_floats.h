@@ -20,6 +20,8 @@ class ManyFloats {
   static constexpr int kRows = S::kManyRows;        // with as many vectors of tokens in registers
   static constexpr int kVectors = S::kManyVectors;
   static constexpr int64_t kPanel = 128;            // channels whose activations stay in the first cache
+  static constexpr int64_t kChunks = std::max<int64_t>(1, kPanel / Shape::kCodes);  // unpacked together
+  static constexpr int64_t kUnpacked = kChunks * Shape::kCodes;                     // codes of them
 
   static int64_t group_floats(const Geometry& g) { return Shape::count(g) * Shape::kCodes * S::kLanes; }
 
@@ -47,22 +49,22 @@ class ManyFloats {
     return S::to_floats(S::either(low, S::template shift_left<4>(high)));
   }
 
-  // sums[r][t] += sum over a panel of w[r][k] * a[k][t], for `vectors` vectors of tokens.
+  // sums[r][t] += sum over `channels` of w[r][k] * a[k][t], for `vectors` vectors of tokens.
   template <int vectors>
-  static void multiply_panel(const float* const* a, const float* w, float* sums) {
+  static void multiply_panel(const float* const* a, const float* w, int64_t channels, float* sums) {
     Floats parts[kRows][vectors];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) parts[r][v] = S::load(sums + r * Tile::kMaxTokens + v * S::kLanes);
     }
-    for (int64_t k = 0; k < kPanel; ++k) {
+    for (int64_t k = 0; k < channels; ++k) {
       Floats values[vectors];
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) values[v] = S::hold(S::load(a[v] + k * S::kLanes));
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const Floats weight = S::broadcast(w[r * Shape::kCodes + k]);
+        const Floats weight = S::broadcast(w[r * kUnpacked + k]);
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) parts[r][v] = S::fma(weight, values[v], parts[r][v]);
       }
@@ -76,7 +78,7 @@ class ManyFloats {
 
   // The product of all tokens with the unpacked rows, for one panel of channels.
   static void multiply_tokens(const float* a, int64_t stride, int64_t groups, int64_t rows, const float* w,
-                              float* sums) {
+                              int64_t channels, float* sums) {
     for (int64_t group = 0; group < groups;) {
       const int64_t vectors = groups - group >= kVectors ? kVectors : 1;
       const float* from[kVectors];
@@ -84,9 +86,9 @@ class ManyFloats {
       for (int64_t r = 0; r < rows; r += kRows) {
         float* to = sums + r * Tile::kMaxTokens + group * S::kLanes;
         if (vectors == kVectors) {
-          multiply_panel<kVectors>(from, w + r * Shape::kCodes, to);
+          multiply_panel<kVectors>(from, w + r * kUnpacked, channels, to);
         } else {
-          multiply_panel<1>(from, w + r * Shape::kCodes, to);
+          multiply_panel<1>(from, w + r * kUnpacked, channels, to);
         }
       }
       group += vectors;
@@ -123,19 +125,23 @@ class ManyFloats {
     const int64_t stride = group_floats(g);
     const int64_t groups = (tile.tokens + S::kLanes - 1) / S::kLanes;
     const float* a = reinterpret_cast<const float*>(prepared);
-    alignas(64) float w[Tile::kMaxRows * Shape::kCodes];
+    alignas(64) float w[Tile::kMaxRows * kUnpacked];
     alignas(64) float sums[Tile::kMaxRows * Tile::kMaxTokens];
     for (int64_t r = 0; r < Tile::kMaxRows; ++r) {
       std::fill_n(sums + r * Tile::kMaxTokens, groups * S::kLanes, 0.0f);
-      if (r >= tile.rows) std::fill_n(w + r * Shape::kCodes, Shape::kCodes, 0.0f);
+      if (r >= tile.rows) std::fill_n(w + r * kUnpacked, kUnpacked, 0.0f);
     }
-    for (int64_t chunk = 0; chunk < Shape::count(g); ++chunk) {
+    for (int64_t chunk = 0; chunk < Shape::count(g); chunk += kChunks) {
+      const int64_t chunks = std::min(kChunks, Shape::count(g) - chunk);
       for (int64_t r = 0; r < tile.rows; ++r) {
-        unpack(reader, tile.row + r, chunk, w + r * Shape::kCodes,
-               std::make_integer_sequence<int, Shape::kLane>());
+        for (int64_t i = 0; i < chunks; ++i) {
+          unpack(reader, tile.row + r, chunk + i, w + r * kUnpacked + i * Shape::kCodes,
+                 std::make_integer_sequence<int, Shape::kLane>());
+        }
       }
-      for (int64_t k = 0; k < Shape::kCodes; k += kPanel) {
-        multiply_tokens(a + (chunk * Shape::kCodes + k) * S::kLanes, stride, groups, tile.rows, w + k, sums);
+      for (int64_t k = 0; k < chunks * Shape::kCodes; k += kPanel) {
+        const int64_t channels = std::min(kPanel, chunks * Shape::kCodes - k);
+        multiply_tokens(a + (chunk * Shape::kCodes + k) * S::kLanes, stride, groups, tile.rows, w + k, channels, sums);
       }
     }
     for (int64_t t = 0; t < tile.tokens; ++t) {

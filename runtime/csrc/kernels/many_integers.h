@@ -60,7 +60,7 @@ class ManyIntegers {
     reader.template read_scaling<1>(row, chunk, scales, zeros);
     for (int64_t v = 0; v < kBytes; ++v) S::store_words(part.words[r] + v * S::kLanes, bytes[v]);
     S::store(part.scales[r], scales[0]);
-    S::store(part.zeros[r], zeros[0]);
+    S::store(part.zeros[r], zero_of_bytes<S, storage>(zeros[0]));
   }
 
   // sums[r][t] += what one block, or the part of it that is in a chunk, adds for `vectors` vectors of tokens.

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "../floats.h"
+#include "product.h"
 
 namespace zq2onnx {
 namespace {
@@ -17,9 +18,17 @@ void widen(const void* from, int64_t size, float* to) {
 }
 
 template <typename T>
-void narrow(const float* from, int64_t size, int64_t offset, void* to) {
-  T* values = static_cast<T*>(to) + offset;
-  for (int64_t at = 0; at < size; ++at) values[at] = from_float<T>(from[at]);
+void narrow(const float* out, const float* bias, int64_t tokens, int64_t rows, int64_t stride, void* y) {
+  constexpr int64_t kRows = Tile::kMaxRows;
+  for (int64_t t = 0; t < tokens; ++t) {
+    const float* from = out + t * kRows;
+    T* to = static_cast<T*>(y) + t * stride;
+    if (rows == kRows) {  // a length that compilers know
+      for (int64_t r = 0; r < kRows; ++r) to[r] = from_float<T>(from[r] + bias[r]);
+    } else {
+      for (int64_t r = 0; r < rows; ++r) to[r] = from_float<T>(from[r] + bias[r]);
+    }
+  }
 }
 
 }  // namespace

@@ -16,8 +16,9 @@ Widen find_widen(ort::ElementType type);
 // Where a value is infinite or no number the scale is none either, and so is what is made of it.
 float round_to_int8(const float* a, int64_t size, int8_t* codes);
 
-// to[i] = from[i], in the node's float type, at element `offset`.
-using Narrow = void (*)(const float* from, int64_t size, int64_t offset, void* to);
+// y[t][r] = out[t][r] + bias[r] in the node's float type, for a tile of tokens by `rows` rows. `out` has
+// Tile::kMaxRows columns, tokens of `y` are `stride` apart.
+using Narrow = void (*)(const float* out, const float* bias, int64_t tokens, int64_t rows, int64_t stride, void* y);
 Narrow find_narrow(ort::ElementType type);
 
 // Bytes of an element.

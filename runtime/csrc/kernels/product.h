@@ -74,8 +74,18 @@ std::string usable_variants();
 // Portable C++: every storage, activation and block size.
 bool find_generic(Storage storage, Activation activation, int64_t block, Kernel& kernel);
 
+// Sets of vector instructions, each in a translation unit of its own.
 #if defined(__x86_64__)
 bool find_avx512(Storage storage, Activation activation, int64_t block, Kernel& kernel);
+bool find_avx2(Storage storage, Activation activation, int64_t block, Kernel& kernel);
+// Compilers that know AVX-VNNI.
+#if defined(__clang__) || __GNUC__ >= 11
+#define ZQ2ONNX_AVX_VNNI
+bool find_avx2_vnni(Storage storage, Activation activation, int64_t block, Kernel& kernel);
+#endif
+#elif defined(__aarch64__)
+bool find_neon(Storage storage, Activation activation, int64_t block, Kernel& kernel);
+bool find_neon_dotprod(Storage storage, Activation activation, int64_t block, Kernel& kernel);
 #endif
 
 }  // namespace zq2onnx

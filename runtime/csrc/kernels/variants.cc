@@ -1,25 +1,24 @@
 #include <cstdlib>
 #include <iterator>
 
+#include "../cpu.h"
 #include "../error.h"
 #include "product.h"
 
 namespace zq2onnx {
 namespace {
 
-#if defined(__x86_64__)
-bool has_avx512() {
-  // The compiler's support library also asks the operating system whether it saves the registers.
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
-}
-#endif
-
 // Best first. Tuned kernels have translation units of their own, compiled for their instruction set.
 constexpr Variant kVariants[] = {
 #if defined(__x86_64__)
     {"avx512", has_avx512, find_avx512},
+#if defined(ZQ2ONNX_AVX_VNNI)
+    {"avx2_vnni", has_avx_vnni, find_avx2_vnni},
+#endif
+    {"avx2", has_avx2, find_avx2},
+#elif defined(__aarch64__)
+    {"neon_dotprod", has_dot_product, find_neon_dotprod},
+    {"neon", [] { return true; }, find_neon},
 #endif
     {"generic", [] { return true; }, find_generic},
 };
