@@ -58,7 +58,8 @@ Node::Node(const Operator& op, ort::ElementType type, const ort::Api* api, const
   label_ = std::string(op.name) + " '" + node_name(api, info) + "'";
   try {
     requirements_.geometry = read_geometry(op, api, info);
-    requirements_.check_constants(read_constants(op, api, info));
+    constants_ = read_constants(op, api, info);
+    requirements_.check_constants(refer_to(constants_));
   } catch (const Error& error) {
     throw Error(label_ + ": " + error.what(), "");
   }
@@ -71,6 +72,7 @@ Tensors Node::read_inputs(const ort::KernelContext* context) const {
   size_t count = 0;
   check(api_->call<ort::KernelContextGetInputCount>(context, &count));
   for (size_t index = 0; index < count && index < requirements_.op->input_count(); ++index) {
+    if (constants_[index]) continue;
     const ort::Value* value = nullptr;
     check(api_->call<ort::KernelContextGetInput>(context, index, &value));
     if (value) tensors[index] = read_tensor(api_, value);
@@ -80,9 +82,15 @@ Tensors Node::read_inputs(const ort::KernelContext* context) const {
 
 void Node::compute(ort::KernelContext* context) const {
   try {
-    const Tensors tensors = read_inputs(context);
+    const Tensors inputs = read_inputs(context);
+    TensorRefs tensors = refer_to(inputs);
+    bool computed = false;  // whether any input but A is not constant
+    for (size_t index = kB; index < kInputs; ++index) {
+      computed |= tensors[index] != nullptr;
+      if (constants_[index]) tensors[index] = &*constants_[index];
+    }
     requirements_.check_presence(tensors);
-    requirements_.check_constants(tensors);
+    if (computed) requirements_.check_constants(tensors);
     Shape shape = tensors[kA]->shape;
     const int64_t tokens = token_count(shape, std::max(requirements_.geometry.n, requirements_.geometry.k));
     shape.back() = requirements_.geometry.n;

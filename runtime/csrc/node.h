@@ -22,12 +22,14 @@ class Node {
   const std::string& label() const { return label_; }
 
  private:
+  // Reads the inputs that are not constants.
   Tensors read_inputs(const ort::KernelContext* context) const;
 
   const ort::Api* api_;
   std::string label_;  // operator and name, for errors
   Requirements requirements_;
   Functions functions_;
+  Tensors constants_;  // checked; ONNX Runtime keeps them where they are as long as the node
 };
 
 }  // namespace zq2onnx

@@ -15,7 +15,7 @@ int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 }  // namespace
 
-Run::Run(const Requirements& requirements, const Tensors& tensors, int64_t tokens, void* y,
+Run::Run(const Requirements& requirements, const TensorRefs& tensors, int64_t tokens, void* y,
          const Functions& functions)
     : requirements_(requirements),
       tensors_(tensors),
@@ -128,6 +128,10 @@ void Run::multiply_rows(int64_t piece) {
                       tensors_[kScales]->type};
   alignas(64) float out[Tile::kMaxTokens * Tile::kMaxRows];
   const int64_t row = piece * Tile::kMaxRows;
+  // Few bytes of many rows, asked for long before they are used.
+  for (int64_t r = 0; r < rank_; ++r) {
+    __builtin_prefetch(element(tensors_[kV]->data, tensors_[kV]->type, r * geometry_.n + row));
+  }
   const Tile tile{tokens_, row, std::min(Tile::kMaxRows, geometry_.n - row)};
   form_.multiply(weight, memory_.prepared, tile, out);
   finish(tile, out);

@@ -18,7 +18,7 @@ struct Functions {
 
 class Run {
  public:
-  Run(const Requirements& requirements, const Tensors& tensors, int64_t tokens, void* y, const Functions& functions);
+  Run(const Requirements& requirements, const TensorRefs& tensors, int64_t tokens, void* y, const Functions& functions);
 
   // Runs on ONNX Runtime's own threads. Pieces do not depend on their number: nor does any bit of the result.
   void start(const ort::Api* api, const ort::KernelContext* context);
@@ -46,7 +46,7 @@ class Run {
   int64_t groups() const;
 
   const Requirements& requirements_;
-  const Tensors& tensors_;
+  const TensorRefs& tensors_;
   const Geometry& geometry_;
   const int64_t all_tokens_;
   void* y_;

@@ -20,6 +20,12 @@ std::string input_name(Input input) { return std::string("input ") + kInputNames
 
 }  // namespace
 
+TensorRefs refer_to(const Tensors& tensors) {
+  TensorRefs refs{};
+  for (size_t index = 0; index < kInputs; ++index) refs[index] = tensors[index] ? &*tensors[index] : nullptr;
+  return refs;
+}
+
 Tensor read_tensor(const ort::Api* api, const ort::Value* value) {
   ort::TypeAndShape* info = nullptr;
   check(api->call<ort::GetTensorTypeAndShape>(value, &info));
@@ -40,7 +46,7 @@ Tensor read_tensor(const ort::Api* api, const ort::Value* value) {
   return tensor;
 }
 
-int64_t Requirements::rank_of(const Tensors& tensors) const {
+int64_t Requirements::rank_of(const TensorRefs& tensors) const {
   // U decides; the others, whichever is there, where U is not known yet.
   constexpr struct {
     Input input;
@@ -60,7 +66,7 @@ void Requirements::check_type(Input input, ort::ElementType found) const {
   throw Error(input_name(input) + " is " + type_name(found), type_name(expected) + (factor ? " or int8" : ""));
 }
 
-void Requirements::check_constants(const Tensors& tensors) const {
+void Requirements::check_constants(const TensorRefs& tensors) const {
   const int64_t rank = rank_of(tensors);
   for (size_t index = kB; index < op->input_count(); ++index) {
     if (!tensors[index]) continue;
@@ -75,7 +81,7 @@ void Requirements::check_constants(const Tensors& tensors) const {
   }
 }
 
-void Requirements::check_presence(const Tensors& tensors) const {
+void Requirements::check_presence(const TensorRefs& tensors) const {
   for (size_t index = kA; index < op->input_count(); ++index) {
     if (index == kBias || tensors[index]) continue;
     throw Error(input_name(static_cast<Input>(index)) + " is absent", "every input but bias");

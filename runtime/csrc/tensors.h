@@ -19,6 +19,10 @@ struct Tensor {
 
 using Tensors = std::array<std::optional<Tensor>, kInputs>;
 
+// A node's inputs, wherever they are kept; null where absent.
+using TensorRefs = std::array<const Tensor*, kInputs>;
+TensorRefs refer_to(const Tensors& tensors);
+
 // Throws StatusError where ONNX Runtime itself fails.
 Tensor read_tensor(const ort::Api* api, const ort::Value* value);
 
@@ -29,13 +33,13 @@ struct Requirements {
   Geometry geometry;
 
   // Checks those after A that are present. Throws Error, which names the input.
-  void check_constants(const Tensors& tensors) const;
+  void check_constants(const TensorRefs& tensors) const;
 
   // Checks that all but bias are present, and A's type and shape.
-  void check_presence(const Tensors& tensors) const;
+  void check_presence(const TensorRefs& tensors) const;
 
  private:
-  int64_t rank_of(const Tensors& tensors) const;
+  int64_t rank_of(const TensorRefs& tensors) const;
   void check_type(Input input, ort::ElementType found) const;
 };
 

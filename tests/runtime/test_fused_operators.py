@@ -1,4 +1,4 @@
-"""Every operator of the library against the oracle."""
+"""Every operator of the library against the oracle, by every set of kernels that this processor can run."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.runtime.fused import (
     with_fed_constants,
 )
 from zq2onnx.opset import OPERATORS, Operator
+from zq2onnx.runtime.library import describe, library_file
 from zq2onnx.scheme import Activation
 
 pytestmark = needs_library
@@ -27,11 +28,25 @@ A8 = [operator for operator in OPERATORS.values() if operator.activation is Acti
 LORC = [operator for operator in OPERATORS.values() if operator.lorc]
 
 
+@pytest.fixture(autouse=True, params=describe().kernels if library_file() else [None])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set of kernels: nodes read the environment when they are created."""
+    monkeypatch.setenv("ZQ2ONNX_KERNEL", request.param)
+
+
 @EVERY
 @pytest.mark.parametrize("group_size", [16, 32, 64, 128, 256, 512, 1024, "row"])
 def test_operator_is_the_oracle(operator: Operator, group_size: str | int) -> None:
     run_node(operator, 100, 66, group_size, (2, 3), int8_factors=True)
     run_node(operator, 1500, 17, group_size, (1,), bias=False, int8_factors=False)
+
+
+@EVERY
+@pytest.mark.parametrize("group_size", [16, 32, 64, 128, 256, 1024, "row"])
+def test_many_tokens(operator: Operator, group_size: str | int) -> None:
+    run_node(operator, 1300, 35, group_size, (8,), int8_factors=False)
+    run_node(operator, 1300, 35, group_size, (33,), int8_factors=True)
+    run_node(operator, 1300, 18, group_size, (9,), dtype=np.float16)
 
 
 @EVERY

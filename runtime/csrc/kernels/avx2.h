@@ -58,6 +58,7 @@ struct Avx2 {
     return _mm256_maskload_epi32(static_cast<const int*>(from), _mm256_cmpgt_epi32(words, lanes));
   }
   static Words both(Words a, Words b) { return _mm256_and_si256(a, b); }
+  static Words add_bits(Words a, Words b, Words mask) { return either(a, both(b, mask)); }
   static Words either(Words a, Words b) { return _mm256_or_si256(a, b); }
   static Words one_of(Words a, Words b) { return _mm256_xor_si256(a, b); }
   template <int bits>

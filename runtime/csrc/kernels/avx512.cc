@@ -53,13 +53,6 @@ struct Avx512 {
     return value;
   }
 
-  // From memory, where registers are too few to keep it: a broadcast from a general register would take the place of
-  // another vector instruction.
-  static Words broadcast_memory(const uint32_t& bits) {
-    Words words;
-    asm("vpbroadcastd %1, %0" : "=v"(words) : "m"(bits));
-    return words;
-  }
   static void store_words(void* to, Words words) { _mm512_storeu_si512(to, words); }
   static Words broadcast_bits(uint32_t bits) { return _mm512_set1_epi32(static_cast<int>(bits)); }
   static Words no_words() { return _mm512_setzero_si512(); }
@@ -68,6 +61,8 @@ struct Avx512 {
     return _mm512_maskz_loadu_epi8(bytes >= 64 ? ~__mmask64{0} : (__mmask64{1} << bytes) - 1, from);
   }
   static Words both(Words a, Words b) { return _mm512_and_si512(a, b); }
+  // a | (b & mask)
+  static Words add_bits(Words a, Words b, Words mask) { return _mm512_ternarylogic_epi32(a, b, mask, 0xf8); }
   static Words either(Words a, Words b) { return _mm512_or_si512(a, b); }
   template <int bits>
   static Words shift_right(Words words) {

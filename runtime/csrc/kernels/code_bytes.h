@@ -24,35 +24,44 @@ inline typename S::Floats zero_of_bytes(typename S::Floats zero) {
   return zero;
 }
 
-// The even codes of a run are one word, the odd ones the next: as half bytes lie. Whole bytes are one word.
-template <class S, Storage storage>
-inline void split_bytes(const typename S::Words* words, typename S::Words* bytes) {
-  if constexpr (storage == Storage::kWholeBytes) {
-    bytes[0] = words[0];
-  } else if constexpr (storage == Storage::kTwoBits) {
-    const auto mask = S::broadcast_bits(0x03030303u);
-    bytes[0] = S::both(words[0], mask);
-    bytes[1] = S::both(S::template shift_right<4>(words[0]), mask);
-    bytes[2] = S::both(S::template shift_right<2>(words[0]), mask);
-    bytes[3] = S::both(S::template shift_right<6>(words[0]), mask);
-  } else if constexpr (storage == Storage::kHalfBytes) {
-    const auto low = S::broadcast_bits(0x0f0f0f0fu);
-    const auto high = S::broadcast_bits(0xf0f0f0f0u);
-    bytes[0] = S::either(S::both(words[0], low), S::both(S::template shift_left<4>(words[1]), high));
-    bytes[1] = S::either(S::both(S::template shift_right<4>(words[0]), low), S::both(words[1], high));
-  } else {
-    const auto mask = S::broadcast_bits(storage == Storage::kFourBits ? 0x0f0f0f0fu : 0x07070707u);
-    for (int word = 0; word < words_of_lane(storage); ++word) {
-      bytes[2 * word] = S::both(words[word], mask);
-      bytes[2 * word + 1] = S::both(S::template shift_right<4>(words[word]), mask);
-    }
-  }
-  if constexpr (kLessByHalf<S, storage>) {
-    for (int v = 0; v < byte_vectors(storage); ++v) bytes[v] = S::one_of(bytes[v], S::broadcast_bits(0x80808080u));
+template <class S>
+inline __attribute__((always_inline)) typename S::Words shifted_bytes(typename S::Words word, int shift,
+                                                                      uint32_t mask) {
+  switch (shift) {
+    case 0: return S::both(word, S::broadcast_bits(mask));
+    case 1: return S::both(S::template shift_right<1>(word), S::broadcast_bits(mask));
+    case 2: return S::both(S::template shift_right<2>(word), S::broadcast_bits(mask));
+    case 4: return S::both(S::template shift_right<4>(word), S::broadcast_bits(mask));
+    case 5: return S::both(S::template shift_right<5>(word), S::broadcast_bits(mask));
+    default: return S::both(S::template shift_right<6>(word), S::broadcast_bits(mask));
   }
 }
 
-// The words of a run of activation codes, in the order of `split_bytes`; what is beyond `size` is zero.
+// The `v`th vector of code bytes of the words; `v` is a constant once loops are unrolled. The even codes of a run are one
+// word, the odd ones the next: as half bytes lie. Whole bytes are one word.
+template <class S, Storage storage>
+inline __attribute__((always_inline)) typename S::Words stored_bytes(const typename S::Words* words, int v) {
+  const int odd = v % 2 ? 4 : 0;
+  switch (storage) {
+    case Storage::kWholeBytes: return words[0];
+    case Storage::kTwoBits: return shifted_bytes<S>(words[0], odd + v / 2 * 2, 0x03030303u);
+    case Storage::kThreeBits: return shifted_bytes<S>(words[v / 2], odd + v / 6, 0x07070707u);  // the last quarter is a bit higher
+    case Storage::kFourBits: return shifted_bytes<S>(words[0], odd, 0x0f0f0f0fu);
+    case Storage::kHalfBytes: break;
+  }
+  const auto high = S::broadcast_bits(0xf0f0f0f0u);
+  const auto low = shifted_bytes<S>(words[0], odd, 0x0f0f0f0fu);
+  return v % 2 ? S::add_bits(low, words[1], high) : S::add_bits(low, S::template shift_left<4>(words[1]), high);
+}
+
+template <class S, Storage storage>
+inline __attribute__((always_inline)) typename S::Words code_bytes(const typename S::Words* words, int v) {
+  const auto bytes = stored_bytes<S, storage>(words, v);
+  if constexpr (kLessByHalf<S, storage>) return S::one_of(bytes, S::broadcast_bits(0x80808080u));
+  return bytes;
+}
+
+// The words of a run of activation codes, in the order of `code_bytes`; what is beyond `size` is zero.
 template <Storage storage>
 inline void split_run(const int8_t* codes, int64_t size, uint32_t* words) {
   constexpr int64_t kRun = std::min(codes_of_lane(storage), 8);

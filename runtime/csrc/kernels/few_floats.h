@@ -49,17 +49,16 @@ class FewFloats {
   // Adds the products of one code of each lane.
   template <int index, int kTokens, int kRows>
   static inline __attribute__((always_inline)) void step(const float* const* a,
-                                                         const Words (&words)[kRows][words_of_lane(storage)],
+                                                         const Words (&words)[kRows][2],
                                                          Floats (&low)[kRows][kTokens],
                                                          Floats (&high)[kRows][kTokens]) {
     constexpr CodePlace place = place_of(storage, index);
     // Held in registers: rows share them, and reading them again for each takes longer than the products.
     Floats values[kTokens];
     for (int t = 0; t < kTokens; ++t) values[t] = S::hold(S::load(a[t] + index * S::kLanes));
-    static constexpr uint32_t kMask = place.mask << place.shift;
-    const Words mask = words_of_lane(storage) > 2 ? S::broadcast_memory(kMask) : S::hold(S::broadcast_bits(kMask));
+    const Words mask = S::hold(S::broadcast_bits(place.mask << place.shift));
     for (int r = 0; r < kRows; ++r) {
-      const Floats number = code<index>(words[r][place.word], mask);
+      const Floats number = code<index>(words[r][0], mask);
       for (int t = 0; t < kTokens; ++t) low[r][t] = S::fma(number, values[t], low[r][t]);
       if constexpr (kHalves) {
         const Floats upper = code<index>(words[r][1], mask);
@@ -68,19 +67,40 @@ class FewFloats {
     }
   }
 
-  template <int kTokens, int kRows, int... index>
+  // Adds those of all codes that lie in a word, which are neighbours; of half bytes, in both words.
+  template <int word, int kTokens, int kRows, int... index>
+  static inline __attribute__((always_inline)) void add_word(const ChunkReader<S, storage>& reader,
+                                                             typename ChunkReader<S, storage>::Stored (&stored)[kRows],
+                                                             const float* const* a, Floats (&low)[kRows][kTokens],
+                                                             Floats (&high)[kRows][kTokens],
+                                                             std::integer_sequence<int, index...>) {
+    Words words[kRows][2];
+    for (int r = 0; r < kRows; ++r) {
+      words[r][0] = reader.template word<word>(stored[r]);
+      if constexpr (kHalves) words[r][1] = reader.template word<1>(stored[r]);
+    }
+    (step<word * static_cast<int>(sizeof...(index)) + index>(a, words, low, high), ...);
+  }
+
+  template <int kTokens, int kRows>
   static inline __attribute__((always_inline)) void add_chunk(const ChunkReader<S, storage>& reader, int64_t row,
                                                               int64_t chunk, const float* const* a,
-                                                              Floats (&sums)[kRows][kTokens],
-                                                              std::integer_sequence<int, index...>) {
-    Words words[kRows][words_of_lane(storage)];
+                                                              Floats (&sums)[kRows][kTokens]) {
+    constexpr int kWords = storage == Storage::kThreeBits ? 4 : 1;
+    constexpr auto kCodes = std::make_integer_sequence<int, Shape::kLane / kWords>();
+    typename ChunkReader<S, storage>::Stored stored[kRows];
     Floats low[kRows][kTokens];
     Floats high[kRows][kTokens];
     for (int r = 0; r < kRows; ++r) {
-      reader.read(reader.row(row + r), chunk, words[r]);
+      stored[r] = reader.load(reader.row(row + r), chunk);
       for (int t = 0; t < kTokens; ++t) low[r][t] = high[r][t] = S::zero();
     }
-    (step<index>(a, words, low, high), ...);
+    add_word<0>(reader, stored, a, low, high, kCodes);
+    if constexpr (kWords == 4) {
+      add_word<1>(reader, stored, a, low, high, kCodes);
+      add_word<2>(reader, stored, a, low, high, kCodes);
+      add_word<3>(reader, stored, a, low, high, kCodes);
+    }
     Floats scales[kRows];
     Floats zeros[kRows];
     reader.template read_scaling<kRows>(row, chunk, scales, zeros);
@@ -107,7 +127,7 @@ class FewFloats {
     for (int t = 0; t < kTokens; ++t) a[t] = prepared + t * stride;
     for (int64_t chunk = 0; chunk < Shape::count(g); ++chunk) {
       reader.template prefetch<kRows>(row + kRows, chunk);
-      add_chunk<kTokens, kRows>(reader, row, chunk, a, sums, std::make_integer_sequence<int, Shape::kLane>());
+      add_chunk<kTokens, kRows>(reader, row, chunk, a, sums);
       for (int t = 0; t < kTokens; ++t) a[t] += kVectors * S::kLanes;
     }
     for (int r = 0; r < kRows; ++r) {

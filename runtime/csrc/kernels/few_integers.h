@@ -26,21 +26,27 @@ class FewIntegers {
   static inline __attribute__((always_inline)) void add_chunk(const ChunkReader<S, storage>& reader, int64_t row,
                                                               int64_t chunk, const float* const* a,
                                                               Floats (&sums)[kRows][kTokens]) {
+    Words words[kRows][words_of_lane(storage)];
     Words totals[kRows][kTokens];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      Words words[words_of_lane(storage)];
-      Words bytes[kVectors];
-      reader.read(reader.row(row + r), chunk, words);
-      split_bytes<S, storage>(words, bytes);
+      reader.read(reader.row(row + r), chunk, words[r]);
 #pragma GCC unroll 4
-      for (int t = 0; t < kTokens; ++t) {
-        Words total = S::no_words();
+      for (int t = 0; t < kTokens; ++t) totals[r][t] = S::no_words();
+    }
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) {
-          total = S::template dot<code_bits(storage)>(total, bytes[v], S::load_words(a[t] + v * S::kLanes));
+    for (int v = 0; v < kVectors; ++v) {
+      // Held in registers: rows share them.
+      Words values[kTokens];
+#pragma GCC unroll 4
+      for (int t = 0; t < kTokens; ++t) values[t] = S::hold(S::load_words(a[t] + v * S::kLanes));
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const Words bytes = code_bytes<S, storage>(words[r], v);
+#pragma GCC unroll 4
+        for (int t = 0; t < kTokens; ++t) {
+          totals[r][t] = S::template dot<code_bits(storage)>(totals[r][t], bytes, values[t]);
         }
-        totals[r][t] = total;
       }
     }
     Floats scales[kRows];
@@ -125,7 +131,6 @@ class FewIntegers {
       return reinterpret_cast<const float*>(prepared) + token * token_floats(g);
     };
     int64_t t = 0;
-    for (; t + 4 <= tile.tokens; t += 4) multiply_tokens<4>(reader, g, at(t), tile, out + t * Tile::kMaxRows);
     for (; t + 2 <= tile.tokens; t += 2) multiply_tokens<2>(reader, g, at(t), tile, out + t * Tile::kMaxRows);
     for (; t < tile.tokens; ++t) multiply_tokens<1>(reader, g, at(t), tile, out + t * Tile::kMaxRows);
   }

@@ -63,7 +63,7 @@ constexpr CodePlace place_of(Storage storage, int index) {
   const int nibble = 4 * (index % 8);
   switch (storage) {
     case Storage::kTwoBits: return {0, nibble + 2 * (index / 8), 3};
-    case Storage::kThreeBits: return {index / 8, nibble, 7};
+    case Storage::kThreeBits: return {index / 8, nibble + index / 24, 7};
     default: return {0, nibble, 15};
   }
 }
@@ -105,9 +105,10 @@ class ChunkReader {
     while (int64_t{1} << block_bits_ < g_.block) ++block_bits_;
     blocks_ = std::max<int64_t>(1, Shape::kCodes / g_.block);
     row_bytes_ = g_.k_blocks * g_.block_bytes;
+    short_three_bits_ = g_.block_bytes * 2 < g_.block;
     spread_ = S::make_spread(static_cast<int>(S::kLanes / blocks_));
     if constexpr (storage == Storage::kThreeBits) planes_ = S::make_planes(static_cast<int>(g_.block / 32));
-    if (weight.type != ort::ElementType::kFloat || storage == Storage::kWholeBytes) return;
+    if (weight.type != ort::ElementType::kFloat) return;
     floats_ = static_cast<const float*>(weight.scales);
     if (blocks_ == 1) way_ = Way::kOne;
     if (blocks_ > 1 && g_.scale_repeat == 1 && g_.zero_repeat == 1) way_ = Way::kEach;
@@ -116,13 +117,53 @@ class ChunkReader {
   const uint8_t* row(int64_t row) const { return weight_.codes + row * row_bytes_; }
   int64_t row_bytes() const { return row_bytes_; }
 
-  // The words of a row's chunk; beyond the row they are zero.
-  void read(const uint8_t* row, int64_t chunk, Words* words) const {
+  // A chunk as it is stored; beyond the row it is zero.
+  struct Stored {
+    Words words[3];
+    Words last_quarter;  // of 3-bit codes, put together as the planes are taken
+  };
+
+  Stored load(const uint8_t* row, int64_t chunk) const {
+    Stored stored;
     if constexpr (storage == Storage::kThreeBits) {
-      read_planes(row, chunk, words);
+      load_planes(row, chunk, stored.words);
     } else {
-      words[0] = load(row, chunk * kBytes);
-      if constexpr (storage == Storage::kHalfBytes) words[1] = load(row + g_.n * row_bytes_, chunk * kBytes);
+      if (storage == Storage::kFourBits && short_three_bits_) {
+        stored.words[0] = load_short(row, chunk);
+        return stored;
+      }
+      stored.words[0] = load_part(row, chunk * kBytes);
+      if constexpr (storage == Storage::kHalfBytes) stored.words[1] = load_part(row + g_.n * row_bytes_, chunk * kBytes);
+    }
+    return stored;
+  }
+
+  // The words of the lanes, to be taken in order: 0 and on.
+  template <int index>
+  Words word(Stored& stored) const {
+    if constexpr (storage != Storage::kThreeBits) return stored.words[index];
+    if constexpr (index == 3) return stored.last_quarter;
+    const Words plane = blocks_ > 1 ? S::gather(stored.words, planes_, index) : stored.words[index];
+    // Bit 3 of plane i is bit i of the last quarter; it comes to lie at bit i + 1 of the nibble.
+    if constexpr (index == 0) {
+      stored.last_quarter = S::both(S::template shift_right<2>(plane), S::broadcast_bits(0x22222222u));
+    } else if constexpr (index == 1) {
+      const Words bits = S::template shift_right<1>(plane);
+      stored.last_quarter = S::add_bits(stored.last_quarter, bits, S::broadcast_bits(0x44444444u));
+    } else {
+      stored.last_quarter = S::add_bits(stored.last_quarter, plane, S::broadcast_bits(0x88888888u));
+    }
+    return plane;
+  }
+
+  // All words of the lanes.
+  void read(const uint8_t* row, int64_t chunk, Words* words) const {
+    Stored stored = load(row, chunk);
+    words[0] = word<0>(stored);
+    if constexpr (words_of_lane(storage) > 1) words[1] = word<1>(stored);
+    if constexpr (words_of_lane(storage) > 2) {
+      words[2] = word<2>(stored);
+      words[3] = word<3>(stored);
     }
   }
 
@@ -137,6 +178,12 @@ class ChunkReader {
     if constexpr (storage == Storage::kHalfBytes) {
       for (int64_t at = 0; at < kPart; at += 64) __builtin_prefetch(part + g_.n * row_bytes_ + at, 0, kCache);
     }
+    const int64_t at = chunk * 64;
+    const int64_t scale = static_cast<int64_t>(sizeof(float));
+    if (floats_ && at < kRows * g_.groups * scale) {
+      __builtin_prefetch(reinterpret_cast<const char*>(floats_ + row * g_.groups) + at, 0, kCache);
+    }
+    if (at < kRows * g_.zero_bytes) __builtin_prefetch(weight_.zero_points + row * g_.zero_bytes + at, 0, kCache);
   }
 
   // Scales and zero points of the lanes, for rows `row` to `row + kRows`.
@@ -146,7 +193,7 @@ class ChunkReader {
     const int64_t block = chunk * Shape::kCodes >> block_bits_;
     if (way_ == Way::kOne) {
       const int64_t group = shared(block, g_.scale_repeat);
-      const int64_t at = shared(block / 2, g_.zero_repeat);
+      const int64_t at = shared(kWhole ? block : block / 2, g_.zero_repeat);
       const int shift = block % 2 ? 4 : 0;
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
@@ -157,7 +204,7 @@ class ChunkReader {
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
         scales[r] = S::spread(S::load(floats_ + (row + r) * g_.groups + block), spread_);
-        zeros[r] = each_zero((row + r) * g_.zero_bytes + block / 2);
+        zeros[r] = each_zero((row + r) * g_.zero_bytes + (kWhole ? block : block / 2));
       }
     } else {
 #pragma GCC unroll 4
@@ -167,6 +214,7 @@ class ChunkReader {
 
  private:
   static constexpr int64_t kBytes = 4 * S::kLanes;
+  static constexpr bool kWhole = storage == Storage::kWholeBytes;
 
   // How scales and zero points are read.
   enum class Way {
@@ -175,32 +223,38 @@ class ChunkReader {
     kEach,  // one to each block of a chunk, as they lie
   };
 
-  Words load(const uint8_t* row, int64_t at) const {
+  Words load_part(const uint8_t* row, int64_t at) const {
     return at + kBytes <= row_bytes_ ? S::load_words(row + at) : S::load_words(row + at, row_bytes_ - at);
   }
 
-  void read_planes(const uint8_t* row, int64_t chunk, Words* words) const {
-    if (blocks_ > 1) {
-      const int64_t at = chunk * 3 * kBytes;
-      Words mixed[3];
-      for (int i = 0; i < 3; ++i) mixed[i] = S::no_words();
-      if (at + 3 * kBytes <= row_bytes_) {
-        for (int i = 0; i < 3; ++i) mixed[i] = S::load_words(row + at + i * kBytes);
-      } else {
-        for (int i = 0; i < 3 && at + i * kBytes < row_bytes_; ++i) mixed[i] = load(row, at + i * kBytes);
-      }
-      for (int plane = 0; plane < 3; ++plane) words[plane] = S::gather(mixed, planes_, plane);
-    } else {
+  // Blocks of 16 codes of 3 bits, as 4-bit codes: three planes of two bytes hold a quarter of them each, in nibbles.
+  Words load_short(const uint8_t* row, int64_t chunk) const {
+    uint64_t blocks[S::kLanes / 2] = {};
+    const int64_t first = chunk * (S::kLanes / 2);
+    for (int64_t i = 0; i < S::kLanes / 2 && first + i < g_.k_blocks; ++i) {
+      uint64_t planes = 0;
+      std::memcpy(&planes, row + (first + i) * 6, 6);
+      const uint64_t last = (planes >> 3 & 0x1111) | (planes >> 18 & 0x2222) | (planes >> 33 & 0x4444);
+      blocks[i] = (planes & 0x777777777777) | last << 48;
+    }
+    return S::load_words(blocks);
+  }
+
+  // Planes of several blocks as they are mixed, or those of a part of a block.
+  void load_planes(const uint8_t* row, int64_t chunk, Words* words) const {
+    const int64_t at = chunk * 3 * kBytes;
+    if (blocks_ == 1) {
       const int64_t code = chunk * Shape::kCodes;
       const int64_t block = code >> block_bits_;
       const uint8_t* plane = row + block * g_.block_bytes + (code - block * g_.block) / 8;
       for (int i = 0; i < 3; ++i) words[i] = S::load_words(plane + i * (g_.block / 8));
+    } else if (at + 3 * kBytes <= row_bytes_) {
+      for (int i = 0; i < 3; ++i) words[i] = S::load_words(row + at + i * kBytes);
+    } else {
+      for (int i = 0; i < 3; ++i) {
+        words[i] = at + i * kBytes < row_bytes_ ? load_part(row, at + i * kBytes) : S::no_words();
+      }
     }
-    // Bit 3 of plane i is bit i of the last quarter.
-    const Words low = S::both(S::template shift_right<3>(words[0]), S::broadcast_bits(0x11111111u));
-    const Words middle = S::both(S::template shift_right<2>(words[1]), S::broadcast_bits(0x22222222u));
-    const Words high = S::both(S::template shift_right<1>(words[2]), S::broadcast_bits(0x44444444u));
-    words[3] = S::either(S::either(low, middle), high);
   }
 
   // Division takes as long as a dozen products, and most often there is nothing to divide.
@@ -209,12 +263,18 @@ class ChunkReader {
   }
 
   int one_zero(int64_t at, int shift) const {
+    if constexpr (kWhole) return weight_.zero_points[at];
     const int low = weight_.zero_points[at] >> shift & 15;
     if constexpr (storage != Storage::kHalfBytes) return low;
     return low | (weight_.zero_points[at + g_.n * g_.zero_bytes] >> shift & 15) << 4;
   }
 
   Floats each_zero(int64_t at) const {
+    if constexpr (kWhole) {
+      float each[S::kLanes] = {};
+      for (int64_t i = 0; i < blocks_; ++i) each[i] = kNumbers.values[weight_.zero_points[at + i]];
+      return S::spread(S::load(each), spread_);
+    }
     const Floats low = S::spread_nibbles(weight_.zero_points + at, spread_);
     if constexpr (storage != Storage::kHalfBytes) return low;
     const Floats high = S::spread_nibbles(weight_.zero_points + at + g_.n * g_.zero_bytes, spread_);
@@ -224,7 +284,7 @@ class ChunkReader {
   // Whether as many scales, and 8 bytes of zero points, can be read there as vectors hold.
   bool far_from_end(int64_t row, int64_t block) const {
     return row * g_.groups + block + S::kLanes <= g_.n * g_.groups &&
-           row * g_.zero_bytes + block / 2 + 8 <= g_.n * g_.zero_bytes;
+           row * g_.zero_bytes + (kWhole ? block : block / 2) + 8 <= g_.n * g_.zero_bytes;
   }
 
   float any_scale(int64_t at) const {
@@ -240,14 +300,8 @@ class ChunkReader {
     float each_zero[S::kLanes] = {};
     for (int64_t i = 0; i < blocks_ && block + i < g_.k_blocks; ++i) {
       each_scale[i] = any_scale(row * g_.groups + shared(block + i, g_.scale_repeat));
-      int zero;
-      if constexpr (storage == Storage::kWholeBytes) {
-        zero = weight_.zero_points[row * g_.zero_bytes + shared(block + i, g_.zero_repeat)];
-      } else {
-        const int64_t at = row * g_.zero_bytes + shared((block + i) / 2, g_.zero_repeat);
-        zero = one_zero(at, (block + i) % 2 ? 4 : 0);
-      }
-      each_zero[i] = kNumbers.values[zero];
+      const int64_t at = row * g_.zero_bytes + shared(kWhole ? block + i : (block + i) / 2, g_.zero_repeat);
+      each_zero[i] = kNumbers.values[one_zero(at, (block + i) % 2 ? 4 : 0)];
     }
     scales = S::spread(S::load(each_scale), spread_);
     zeros = S::spread(S::load(each_zero), spread_);
@@ -260,6 +314,7 @@ class ChunkReader {
   int block_bits_ = 0;
   int64_t blocks_;  // in a chunk; 1 where a block is longer
   int64_t row_bytes_;
+  bool short_three_bits_;  // whether what is read as 4-bit codes is blocks of 16 codes of 3 bits
   typename S::Spread spread_;
   typename S::Planes planes_{};
 };

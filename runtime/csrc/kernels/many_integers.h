@@ -18,7 +18,7 @@ class ManyIntegers {
   using Shape = Chunks<S, storage>;
   static constexpr int kRows = S::kManyRows;
   static constexpr int kVectors = S::kManyVectors;
-  static constexpr int64_t kBytes = byte_vectors(storage);  // vectors of code bytes in a chunk
+  static constexpr int kBytes = byte_vectors(storage);  // vectors of code bytes in a chunk
   static constexpr int64_t kWords = kBytes * S::kLanes;
 
   // A group of tokens: words of all channels; sums of each block; scales of each block, or of tokens.
@@ -52,13 +52,12 @@ class ManyIntegers {
 
   static void unpack(const ChunkReader<S, storage>& reader, int64_t row, int64_t chunk, Part& part, int64_t r) {
     Words words[words_of_lane(storage)];
-    Words bytes[kBytes];
     Floats scales[1];
     Floats zeros[1];
     reader.read(reader.row(row), chunk, words);
-    split_bytes<S, storage>(words, bytes);
     reader.template read_scaling<1>(row, chunk, scales, zeros);
-    for (int64_t v = 0; v < kBytes; ++v) S::store_words(part.words[r] + v * S::kLanes, bytes[v]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kBytes; ++v) S::store_words(part.words[r] + v * S::kLanes, code_bytes<S, storage>(words, v));
     S::store(part.scales[r], scales[0]);
     S::store(part.zeros[r], zero_of_bytes<S, storage>(zeros[0]));
   }

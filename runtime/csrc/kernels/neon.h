@@ -49,6 +49,7 @@ struct Neon {
     return load_words(there);
   }
   static Words both(Words a, Words b) { return vandq_u32(a, b); }
+  static Words add_bits(Words a, Words b, Words mask) { return either(a, both(b, mask)); }
   static Words either(Words a, Words b) { return vorrq_u32(a, b); }
   static Words one_of(Words a, Words b) { return veorq_u32(a, b); }
   template <int bits>
