@@ -1,7 +1,7 @@
 """The operator library in a host that is not ONNX Runtime: on processors that only an emulator has.
 
-`host/host.cc` runs single nodes and compares them with the oracle's results, which the cases hold. Its arrays end
-where no memory is: a kernel that reads or writes beyond them ends it.
+`host/host.cc` runs single nodes and compares them with the oracle's results, which the cases hold. Its arrays
+end where no memory is: a kernel that reads or writes beyond them ends it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import platform
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -23,7 +23,9 @@ from tests.operator_model import Array, operator_layout, random_constants
 from tests.runtime.fused import activations, needs_library, tolerance
 from zq2onnx.opset import OPERATORS, Operator, node_attributes
 from zq2onnx.runtime import reference
-from zq2onnx.runtime.library import get_library_path
+from zq2onnx.runtime.library import LIBRARY_VARIABLE, get_library_path
+
+pytestmark = pytest.mark.skipif(LIBRARY_VARIABLE in os.environ, reason="another build than the installed one")
 
 SOURCES = Path(__file__).resolve().parents[2] / "runtime" / "csrc"
 HOST = Path(__file__).resolve().parent / "host"
@@ -49,10 +51,12 @@ def packed(array: Array | None) -> bytes:
 
 
 def text(value: str) -> bytes:
+    """Its length and its bytes."""
     return struct.pack("<q", len(value)) + value.encode()
 
 
 def numbers(values: Array) -> bytes:
+    """How many, and float64."""
     return struct.pack("<q", values.size) + values.astype(np.float64).tobytes()
 
 
@@ -104,17 +108,13 @@ def compiled(compiler: str, to: Path, *arguments: str | Path) -> Path:
     return to
 
 
-def run_host(command: Sequence[str | Path], *, kernels: str, environment: Mapping[str, str] | None = None) -> str:
+def run_host(command: Sequence[str | Path], *, kernels: str) -> None:
     """Run the host, and require these kernels to be found and to pass."""
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, env={**os.environ, **(environment or {})}
-    )
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, f"exit status {done.returncode}: {done.stdout}{done.stderr}"
     lines = dict(line.split(":", 1) for line in done.stdout.splitlines())
     assert lines["kernels"].split() == kernels.split()
-    passed = {name: int(lines[name].split()[0]) for name in kernels.split()} if len(lines) > 2 else {}
-    assert len(set(passed.values())) <= 1 and all(passed.values())
-    return done.stdout
+    assert all(int(lines[name].split()[0]) > 0 for name in kernels.split())
 
 
 @pytest.fixture(scope="module")

@@ -40,13 +40,6 @@ struct Avx2 {
     return value;
   }
 
-  // From memory, where registers are too few to keep it: a broadcast from a general register would take the place of
-  // another vector instruction.
-  static Words broadcast_memory(const uint32_t& bits) {
-    Words words;
-    asm("vpbroadcastd %1, %0" : "=x"(words) : "m"(bits));
-    return words;
-  }
   static void store_words(void* to, Words words) { _mm256_storeu_si256(static_cast<Words*>(to), words); }
   static Words broadcast_bits(uint32_t bits) { return _mm256_set1_epi32(static_cast<int>(bits)); }
   static Words no_words() { return _mm256_setzero_si256(); }

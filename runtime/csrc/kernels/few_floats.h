@@ -75,6 +75,7 @@ class FewFloats {
                                                              Floats (&high)[kRows][kTokens],
                                                              std::integer_sequence<int, index...>) {
     Words words[kRows][2];
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       words[r][0] = reader.template word<word>(stored[r]);
       if constexpr (kHalves) words[r][1] = reader.template word<1>(stored[r]);
@@ -91,6 +92,7 @@ class FewFloats {
     typename ChunkReader<S, storage>::Stored stored[kRows];
     Floats low[kRows][kTokens];
     Floats high[kRows][kTokens];
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       stored[r] = reader.load(reader.row(row + r), chunk);
       for (int t = 0; t < kTokens; ++t) low[r][t] = high[r][t] = S::zero();
@@ -117,7 +119,7 @@ class FewFloats {
 
   template <int kTokens, int kRows>
   static void multiply_rows(const ChunkReader<S, storage>& reader, const Geometry& g, const float* prepared,
-                            int64_t row, float* out) {
+                            int64_t row, bool ahead, float* out) {
     const int64_t stride = token_floats(g);
     Floats sums[kRows][kTokens];
     for (auto& each : sums) {
@@ -126,7 +128,7 @@ class FewFloats {
     const float* a[kTokens];
     for (int t = 0; t < kTokens; ++t) a[t] = prepared + t * stride;
     for (int64_t chunk = 0; chunk < Shape::count(g); ++chunk) {
-      reader.template prefetch<kRows>(row + kRows, chunk);
+      if (ahead) reader.template prefetch<kRows>(row + kRows, chunk);
       add_chunk<kTokens, kRows>(reader, row, chunk, a, sums);
       for (int t = 0; t < kTokens; ++t) a[t] += kVectors * S::kLanes;
     }
@@ -135,15 +137,16 @@ class FewFloats {
     }
   }
 
+  // A few tokens by a few rows; `ahead`, where the next rows are to be asked for.
   template <int kTokens>
   static void multiply_tokens(const ChunkReader<S, storage>& reader, const Geometry& g, const float* prepared,
-                              const Tile& tile, float* out) {
+                              int64_t row, int64_t rows, bool ahead, float* out) {
     constexpr int kRows = rows_at_once<S>(storage, kTokens);
     int64_t r = 0;
-    for (; r + kRows <= tile.rows; r += kRows) {
-      multiply_rows<kTokens, kRows>(reader, g, prepared, tile.row + r, out + r);
+    for (; r + kRows <= rows; r += kRows) {
+      multiply_rows<kTokens, kRows>(reader, g, prepared, row + r, ahead, out + r);
     }
-    for (; r < tile.rows; ++r) multiply_rows<kTokens, 1>(reader, g, prepared, tile.row + r, out + r);
+    for (; r < rows; ++r) multiply_rows<kTokens, 1>(reader, g, prepared, row + r, ahead, out + r);
   }
 
  public:
@@ -161,12 +164,17 @@ class FewFloats {
   static void multiply(const Weight& weight, const std::byte* prepared, const Tile& tile, float* out) {
     const Geometry& g = *weight.geometry;
     const ChunkReader<S, storage> reader(weight);
-    const float* a = reinterpret_cast<const float*>(prepared);
-    int64_t t = 0;
-    const auto at = [&](int64_t token) { return a + token * token_floats(g); };
-    for (; t + 4 <= tile.tokens; t += 4) multiply_tokens<4>(reader, g, at(t), tile, out + t * Tile::kMaxRows);
-    for (; t + 2 <= tile.tokens; t += 2) multiply_tokens<2>(reader, g, at(t), tile, out + t * Tile::kMaxRows);
-    for (; t < tile.tokens; ++t) multiply_tokens<1>(reader, g, at(t), tile, out + t * Tile::kMaxRows);
+    const auto at = [&](int64_t token) { return reinterpret_cast<const float*>(prepared) + token * token_floats(g); };
+    constexpr int64_t kStep = 4;  // rows that stay in the first cache while all tokens are multiplied with them
+    for (int64_t r = 0; r < tile.rows; r += kStep) {
+      const int64_t row = tile.row + r;
+      const int64_t rows = std::min(kStep, tile.rows - r);
+      const auto to = [&](int64_t token) { return out + token * Tile::kMaxRows + r; };
+      int64_t t = 0;
+      for (; t + 4 <= tile.tokens; t += 4) multiply_tokens<4>(reader, g, at(t), row, rows, t == 0, to(t));
+      for (; t + 2 <= tile.tokens; t += 2) multiply_tokens<2>(reader, g, at(t), row, rows, t == 0, to(t));
+      for (; t < tile.tokens; ++t) multiply_tokens<1>(reader, g, at(t), row, rows, t == 0, to(t));
+    }
   }
 };
 

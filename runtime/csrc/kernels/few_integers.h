@@ -67,7 +67,7 @@ class FewIntegers {
 
   template <int kTokens, int kRows>
   static void multiply_rows(const ChunkReader<S, storage>& reader, const Geometry& g, const float* prepared,
-                            int64_t row, float* out) {
+                            int64_t row, bool ahead, float* out) {
     Floats sums[kRows][kTokens];
     const float* a[kTokens];
     for (auto& each : sums) {
@@ -75,7 +75,7 @@ class FewIntegers {
     }
     for (int t = 0; t < kTokens; ++t) a[t] = prepared + t * token_floats(g) + S::kLanes;
     for (int64_t chunk = 0; chunk < Shape::count(g); ++chunk) {
-      reader.template prefetch<kRows>(row + kRows, chunk);
+      if (ahead) reader.template prefetch<kRows>(row + kRows, chunk);
       add_chunk<kTokens, kRows>(reader, row, chunk, a, sums);
       for (int t = 0; t < kTokens; ++t) a[t] += kStride;
     }
@@ -86,15 +86,16 @@ class FewIntegers {
     }
   }
 
+  // A few tokens by a few rows; `ahead`, where the next rows are to be asked for.
   template <int kTokens>
   static void multiply_tokens(const ChunkReader<S, storage>& reader, const Geometry& g, const float* prepared,
-                              const Tile& tile, float* out) {
+                              int64_t row, int64_t rows, bool ahead, float* out) {
     constexpr int kRows = rows_at_once<S>(storage, kTokens);
     int64_t r = 0;
-    for (; r + kRows <= tile.rows; r += kRows) {
-      multiply_rows<kTokens, kRows>(reader, g, prepared, tile.row + r, out + r);
+    for (; r + kRows <= rows; r += kRows) {
+      multiply_rows<kTokens, kRows>(reader, g, prepared, row + r, ahead, out + r);
     }
-    for (; r < tile.rows; ++r) multiply_rows<kTokens, 1>(reader, g, prepared, tile.row + r, out + r);
+    for (; r < rows; ++r) multiply_rows<kTokens, 1>(reader, g, prepared, row + r, ahead, out + r);
   }
 
  public:
@@ -127,12 +128,17 @@ class FewIntegers {
   static void multiply(const Weight& weight, const std::byte* prepared, const Tile& tile, float* out) {
     const Geometry& g = *weight.geometry;
     const ChunkReader<S, storage> reader(weight);
-    const auto at = [&](int64_t token) {
-      return reinterpret_cast<const float*>(prepared) + token * token_floats(g);
-    };
-    int64_t t = 0;
-    for (; t + 2 <= tile.tokens; t += 2) multiply_tokens<2>(reader, g, at(t), tile, out + t * Tile::kMaxRows);
-    for (; t < tile.tokens; ++t) multiply_tokens<1>(reader, g, at(t), tile, out + t * Tile::kMaxRows);
+    const auto at = [&](int64_t token) { return reinterpret_cast<const float*>(prepared) + token * token_floats(g); };
+    constexpr int64_t kStep = 4;  // rows that stay in the first cache while all tokens are multiplied with them
+    for (int64_t r = 0; r < tile.rows; r += kStep) {
+      const int64_t row = tile.row + r;
+      const int64_t rows = std::min(kStep, tile.rows - r);
+      const auto to = [&](int64_t token) { return out + token * Tile::kMaxRows + r; };
+      int64_t t = 0;
+      for (; t + 4 <= tile.tokens; t += 4) multiply_tokens<4>(reader, g, at(t), row, rows, t == 0, to(t));
+      for (; t + 2 <= tile.tokens; t += 2) multiply_tokens<2>(reader, g, at(t), row, rows, t == 0, to(t));
+      for (; t < tile.tokens; ++t) multiply_tokens<1>(reader, g, at(t), row, rows, t == 0, to(t));
+    }
   }
 };
 

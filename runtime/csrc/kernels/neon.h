@@ -38,8 +38,6 @@ struct Neon {
 
   static void store_words(void* to, Words words) { vst1q_u32(static_cast<uint32_t*>(to), words); }
   static Words broadcast_bits(uint32_t bits) { return vdupq_n_u32(bits); }
-  // Where registers are too few to keep it: such masks are made by one instruction.
-  static Words broadcast_memory(const uint32_t& bits) { return vdupq_n_u32(bits); }
   static Words no_words() { return vdupq_n_u32(0); }
   // Rows need not lie at a multiple of four.
   static Words load_words(const void* from) { return vreinterpretq_u32_u8(vld1q_u8(static_cast<const uint8_t*>(from))); }
