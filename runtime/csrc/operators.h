@@ -19,7 +19,7 @@ struct Operator {
   Activation activation;
   bool lorc;
   bool cuda;  // whether a CUDA kernel stands beside the CPU's
-  bool pays;  // whether it is measured never to be slower than its function: registered unasked
+  bool pays;  // whether it is measured never to be slower than its function, by the variants that are measured
 
   constexpr Storage storage() const {
     switch (bits) {
@@ -38,30 +38,30 @@ constexpr std::array<const char*, kInputs> kInputNames = {
     "A", "B", "scales", "zero_points", "bias", "U", "V", "U_scales", "V_scales"};
 
 constexpr std::array<Operator, 24> kOperators = {{
-    {"MatMulW8A16", 8, Activation::kFloat, false, false, false},
-    {"MatMulW8A16LoRC", 8, Activation::kFloat, true, false, false},
-    {"MatMulW4A16", 4, Activation::kFloat, false, false, false},
-    {"MatMulW4A16LoRC", 4, Activation::kFloat, true, false, false},
-    {"MatMulW3A16", 3, Activation::kFloat, false, false, false},
-    {"MatMulW3A16LoRC", 3, Activation::kFloat, true, false, false},
-    {"MatMulW2A16", 2, Activation::kFloat, false, false, false},
-    {"MatMulW2A16LoRC", 2, Activation::kFloat, true, false, false},
-    {"MatMulW8A8", 8, Activation::kInt8PerToken, false, false, false},
-    {"MatMulW8A8LoRC", 8, Activation::kInt8PerToken, true, false, false},
-    {"MatMulW4A8", 4, Activation::kInt8PerToken, false, false, false},
-    {"MatMulW4A8LoRC", 4, Activation::kInt8PerToken, true, false, false},
-    {"MatMulW3A8", 3, Activation::kInt8PerToken, false, false, false},
-    {"MatMulW3A8LoRC", 3, Activation::kInt8PerToken, true, false, false},
-    {"MatMulW2A8", 2, Activation::kInt8PerToken, false, false, false},
-    {"MatMulW2A8LoRC", 2, Activation::kInt8PerToken, true, false, false},
+    {"MatMulW8A16", 8, Activation::kFloat, false, false, true},
+    {"MatMulW8A16LoRC", 8, Activation::kFloat, true, false, true},
+    {"MatMulW4A16", 4, Activation::kFloat, false, false, true},
+    {"MatMulW4A16LoRC", 4, Activation::kFloat, true, false, true},
+    {"MatMulW3A16", 3, Activation::kFloat, false, false, true},
+    {"MatMulW3A16LoRC", 3, Activation::kFloat, true, false, true},
+    {"MatMulW2A16", 2, Activation::kFloat, false, false, true},
+    {"MatMulW2A16LoRC", 2, Activation::kFloat, true, false, true},
+    {"MatMulW8A8", 8, Activation::kInt8PerToken, false, false, true},
+    {"MatMulW8A8LoRC", 8, Activation::kInt8PerToken, true, false, true},
+    {"MatMulW4A8", 4, Activation::kInt8PerToken, false, false, true},
+    {"MatMulW4A8LoRC", 4, Activation::kInt8PerToken, true, false, true},
+    {"MatMulW3A8", 3, Activation::kInt8PerToken, false, false, true},
+    {"MatMulW3A8LoRC", 3, Activation::kInt8PerToken, true, false, true},
+    {"MatMulW2A8", 2, Activation::kInt8PerToken, false, false, true},
+    {"MatMulW2A8LoRC", 2, Activation::kInt8PerToken, true, false, true},
     {"MatMulW8A8Block", 8, Activation::kInt8PerBlock, false, false, false},
     {"MatMulW8A8BlockLoRC", 8, Activation::kInt8PerBlock, true, false, false},
     {"MatMulW4A8Block", 4, Activation::kInt8PerBlock, false, false, false},
     {"MatMulW4A8BlockLoRC", 4, Activation::kInt8PerBlock, true, false, false},
-    {"MatMulW3A8Block", 3, Activation::kInt8PerBlock, false, false, false},
-    {"MatMulW3A8BlockLoRC", 3, Activation::kInt8PerBlock, true, false, false},
-    {"MatMulW2A8Block", 2, Activation::kInt8PerBlock, false, false, false},
-    {"MatMulW2A8BlockLoRC", 2, Activation::kInt8PerBlock, true, false, false},
+    {"MatMulW3A8Block", 3, Activation::kInt8PerBlock, false, false, true},
+    {"MatMulW3A8BlockLoRC", 3, Activation::kInt8PerBlock, true, false, true},
+    {"MatMulW2A8Block", 2, Activation::kInt8PerBlock, false, false, true},
+    {"MatMulW2A8BlockLoRC", 2, Activation::kInt8PerBlock, true, false, true},
 }};
 
 }  // namespace zq2onnx

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "error.h"
+#include "kernels/product.h"
 
 namespace zq2onnx {
 namespace {
@@ -77,10 +78,13 @@ Selection select_operators(const Wishes& wishes) {
   for (size_t index = 0; index < kOperators.size(); ++index) {
     const Operator& op = kOperators[index];
     Verdict& verdict = selection.verdicts[index];
-    const bool wanted = asked ? (*asked)[index] : op.pays;
+    const bool pays = op.pays && is_measured(op.storage(), op.activation);
+    const bool wanted = asked ? (*asked)[index] : pays;
     verdict.registered = wanted && (!cuda || op.cuda);
     if (!wanted) {
-      verdict.why = asked ? "not asked for" : "its kernel is not measured to be faster than its function";
+      verdict.why = asked     ? "not asked for"
+                    : op.pays ? "no kernel for this processor is measured to be faster than its function"
+                              : "its function is faster for some shapes";
     } else if (cuda && !op.cuda) {
       verdict.why = "has no CUDA kernel: its function runs on the GPU";
     } else {

@@ -19,10 +19,13 @@ from zq2onnx.runtime import library
 
 pytestmark = needs_library
 
+MEASURED = ("avx512",)
+"""Sets of kernels by whose figures operators are registered unasked."""
+
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("ZQ2ONNX_OPS", "ZQ2ONNX_PROVIDER"):
+    for variable in ("ZQ2ONNX_OPS", "ZQ2ONNX_PROVIDER", "ZQ2ONNX_KERNEL"):
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -46,11 +49,15 @@ def test_library_shows_nothing_but_its_functions() -> None:
     assert set(printed.split()) == {"RegisterCustomOps", "zq2onnx_describe"}
 
 
-def test_nothing_that_is_not_measured_is_registered_unasked() -> None:
+@pytest.mark.parametrize("kernel", library.describe().kernels if library.library_file() else ())
+def test_what_is_not_measured_is_not_registered_unasked(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZQ2ONNX_KERNEL", kernel)
     description = library.describe()
-    assert not any(choice.registered for choice in description.operators)
+    chosen = {choice.name for choice in description.operators if choice.registered}
+    slower = {"MatMulW8A8Block", "MatMulW4A8Block", "MatMulW8A8BlockLoRC", "MatMulW4A8BlockLoRC"}
+    assert chosen == (set(OPERATORS) - slower if kernel in MEASURED else set())
+    assert set(library.register(ort.SessionOptions())) == chosen
     assert description.api_version <= 17
-    assert library.register(ort.SessionOptions()) == ()
 
 
 def test_a_second_registration_returns_the_first() -> None:

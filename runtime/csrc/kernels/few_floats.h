@@ -85,7 +85,7 @@ class FewFloats {
 
   template <int kTokens, int kRows>
   static inline __attribute__((always_inline)) void add_chunk(const ChunkReader<S, storage>& reader, int64_t row,
-                                                              int64_t chunk, const float* const* a,
+                                                              int64_t chunk, bool ahead, const float* const* a,
                                                               Floats (&sums)[kRows][kTokens]) {
     constexpr int kWords = storage == Storage::kThreeBits ? 4 : 1;
     constexpr auto kCodes = std::make_integer_sequence<int, Shape::kLane / kWords>();
@@ -97,10 +97,17 @@ class FewFloats {
       stored[r] = reader.load(reader.row(row + r), chunk);
       for (int t = 0; t < kTokens; ++t) low[r][t] = high[r][t] = S::zero();
     }
+    const auto ask = [&](int64_t part) {
+      if (ahead) reader.template prefetch<kRows, kWords>(row + kRows, chunk, part);
+    };
+    ask(0);
     add_word<0>(reader, stored, a, low, high, kCodes);
     if constexpr (kWords == 4) {
+      ask(1);
       add_word<1>(reader, stored, a, low, high, kCodes);
+      ask(2);
       add_word<2>(reader, stored, a, low, high, kCodes);
+      ask(3);
       add_word<3>(reader, stored, a, low, high, kCodes);
     }
     Floats scales[kRows];
@@ -128,8 +135,7 @@ class FewFloats {
     const float* a[kTokens];
     for (int t = 0; t < kTokens; ++t) a[t] = prepared + t * stride;
     for (int64_t chunk = 0; chunk < Shape::count(g); ++chunk) {
-      if (ahead) reader.template prefetch<kRows>(row + kRows, chunk);
-      add_chunk<kTokens, kRows>(reader, row, chunk, a, sums);
+      add_chunk<kTokens, kRows>(reader, row, chunk, ahead, a, sums);
       for (int t = 0; t < kTokens; ++t) a[t] += kVectors * S::kLanes;
     }
     for (int r = 0; r < kRows; ++r) {

@@ -168,13 +168,14 @@ class ChunkReader {
   }
 
   // Asks the memory for a part of the rows that come next, while others are computed: in the order in which they are
-  // stored, as memory gives them fastest. They may lie beyond the weight.
-  template <int kRows>
-  void prefetch(int64_t row, int64_t chunk) const {
-    constexpr int64_t kPart = kRows * (storage == Storage::kThreeBits ? 3 : 1) * kBytes;
+  // stored, as memory gives them fastest. They may lie beyond the weight. The `quarter`s of a chunk's part can be asked
+  // for one after the other, for memory takes few requests at a time.
+  template <int kRows, int kQuarters = 1>
+  void prefetch(int64_t row, int64_t chunk, int64_t quarter = 0) const {
+    constexpr int64_t kPart = kRows * (storage == Storage::kThreeBits ? 3 : 1) * kBytes / kQuarters;
     // Into the second cache: the first is full of activations. Little, or what is soon used, goes into the first.
     constexpr int kCache = storage == Storage::kThreeBits || storage == Storage::kHalfBytes ? 3 : 2;
-    const uint8_t* part = this->row(row) + chunk * kPart;
+    const uint8_t* part = this->row(row) + (chunk * kQuarters + quarter) * kPart;
     for (int64_t at = 0; at < kPart; at += 64) __builtin_prefetch(part + at, 0, kCache);
     if constexpr (storage == Storage::kHalfBytes) {
       for (int64_t at = 0; at < kPart; at += 64) __builtin_prefetch(part + g_.n * row_bytes_ + at, 0, kCache);

@@ -40,7 +40,9 @@ struct Neon {
   static Words broadcast_bits(uint32_t bits) { return vdupq_n_u32(bits); }
   static Words no_words() { return vdupq_n_u32(0); }
   // Rows need not lie at a multiple of four.
-  static Words load_words(const void* from) { return vreinterpretq_u32_u8(vld1q_u8(static_cast<const uint8_t*>(from))); }
+  static Words load_words(const void* from) {
+    return vreinterpretq_u32_u8(vld1q_u8(static_cast<const uint8_t*>(from)));
+  }
   static Words load_words(const void* from, int64_t bytes) {
     uint8_t there[16] = {};
     std::memcpy(there, from, static_cast<size_t>(std::min<int64_t>(bytes, sizeof there)));

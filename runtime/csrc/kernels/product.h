@@ -62,11 +62,15 @@ struct Variant {
   bool (*usable)();  // whether this processor can run it
   // Whether the variant has a kernel, and which.
   bool (*find)(Storage, Activation, int64_t block, Kernel&);
+  bool measured;  // whether operators that pay were seen to pay by it
 };
 
 // The kernel of the first usable variant that has one; the last variant, portable C++, has all. The environment
 // variable `ZQ2ONNX_KERNEL` names the best that may be taken, for tests; throws Error where there is none of that name.
 Kernel find_kernel(Storage storage, Activation activation, int64_t block);
+
+// Whether the kernel that `find_kernel` gives is of a variant that was measured.
+bool is_measured(Storage storage, Activation activation);
 
 // Names of the variants that this processor can run, best first, separated by blanks.
 std::string usable_variants();

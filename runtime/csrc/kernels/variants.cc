@@ -11,16 +11,16 @@ namespace {
 // Best first. Tuned kernels have translation units of their own, compiled for their instruction set.
 constexpr Variant kVariants[] = {
 #if defined(__x86_64__)
-    {"avx512", has_avx512, find_avx512},
+    {"avx512", has_avx512, find_avx512, true},
 #if defined(ZQ2ONNX_AVX_VNNI)
-    {"avx2_vnni", has_avx_vnni, find_avx2_vnni},
+    {"avx2_vnni", has_avx_vnni, find_avx2_vnni, false},
 #endif
-    {"avx2", has_avx2, find_avx2},
+    {"avx2", has_avx2, find_avx2, false},
 #elif defined(__aarch64__)
-    {"neon_dotprod", has_dot_product, find_neon_dotprod},
-    {"neon", [] { return true; }, find_neon},
+    {"neon_dotprod", has_dot_product, find_neon_dotprod, false},
+    {"neon", [] { return true; }, find_neon, false},
 #endif
-    {"generic", [] { return true; }, find_generic},
+    {"generic", [] { return true; }, find_generic, false},
 };
 
 // Where to begin in the table: at its top, or at the variant that the environment names.
@@ -34,14 +34,24 @@ const Variant* first_variant() {
               "of those that this processor can run: " + usable_variants());
 }
 
+// The first variant that has a kernel, and that.
+const Variant& find_variant(Storage storage, Activation activation, int64_t block, Kernel& kernel) {
+  const Variant* variant = first_variant();
+  while (!variant->usable() || !variant->find(storage, activation, block, kernel)) ++variant;
+  return *variant;
+}
+
 }  // namespace
 
 Kernel find_kernel(Storage storage, Activation activation, int64_t block) {
   Kernel kernel{};
-  for (const Variant* variant = first_variant(); variant != std::end(kVariants); ++variant) {
-    if (variant->usable() && variant->find(storage, activation, block, kernel)) break;
-  }
+  find_variant(storage, activation, block, kernel);
   return kernel;
+}
+
+bool is_measured(Storage storage, Activation activation) {
+  Kernel kernel{};
+  return find_variant(storage, activation, kMaxBlock, kernel).measured;
 }
 
 std::string usable_variants() {
