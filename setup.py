@@ -7,7 +7,9 @@ ONNX Runtime.
 
 from __future__ import annotations
 
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -37,10 +39,26 @@ class BuildLibrary(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Errors of all kinds: there may be no compiler at all."""
         try:
+            self.compile_beside(ext)
             super().build_extension(ext)
         except (BaseError, CCompilerError, OSError) as error:
             Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # of an earlier build
             self.say(error)
+
+    def compile_beside(self, ext: Extension) -> None:
+        """Compile sources at the same time, and leave their objects to be linked."""
+
+        def compiled(source: str) -> list[str]:
+            options = {"extra_postargs": ext.extra_compile_args, "depends": ext.depends}
+            objects: list[str] = self.compiler.compile([source], output_dir=self.build_temp, **options)
+            return objects
+
+        # The largest first, so that none is left over at the end.
+        sources = sorted(ext.sources, key=lambda source: "kernels" in source, reverse=True)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for objects in pool.map(compiled, sources):
+                ext.extra_objects += objects
+        ext.sources = []
 
     def copy_extensions_to_source(self) -> None:
         """In place: into a folder that holds nothing else."""

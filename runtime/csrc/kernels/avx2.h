@@ -122,8 +122,10 @@ struct Avx2 {
     }
     return planes;
   }
-  static Words gather(const Words* mixed, const Planes& planes, int plane) {
-    const auto from = [&](int vector) { return _mm256_permutevar8x32_epi32(mixed[vector], planes.lane[plane]); };
+  static Words gather(const uint8_t* mixed, const Planes& planes, int plane) {
+    const auto from = [&](int vector) {
+      return _mm256_permutevar8x32_epi32(load_words(mixed + 32 * vector), planes.lane[plane]);
+    };
     const Words two = _mm256_blendv_epi8(from(0), from(1), planes.in_second[plane]);
     return _mm256_blendv_epi8(two, from(2), planes.in_third[plane]);
   }

@@ -85,6 +85,7 @@ struct Avx512 {
   // Values of a chunk's blocks, one to each of the block's lanes.
   struct Spread {
     Words block, word, shift;
+    bool one_word;  // whether the zero points of all blocks lie in one
   };
   static Spread make_spread(int lanes_of_block) {
     alignas(64) int32_t block[kLanes], word[kLanes], shift[kLanes];
@@ -93,24 +94,33 @@ struct Avx512 {
       word[lane] = block[lane] / 8;
       shift[lane] = block[lane] % 8 * 4;
     }
-    return {load_words(block), load_words(word), load_words(shift)};
+    return {load_words(block), load_words(word), load_words(shift), word[kLanes - 1] == 0};
   }
   static Floats spread(Floats values, const Spread& spread) {
     return _mm512_permutexvar_ps(spread.block, values);
   }
-  // Reads 8 bytes.
+  // Reads 8 bytes. A table is looked up by the last four bits of a word, whatever the others are.
   static Floats spread_nibbles(const uint8_t* nibbles, const Spread& spread) {
-    const Words all = _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(nibbles)));
-    const Words shifted = _mm512_srlv_epi32(_mm512_permutexvar_epi32(spread.word, all), spread.shift);
-    return to_floats(both(shifted, broadcast_bits(15)));
+    Words all;
+    if (spread.one_word) {
+      int32_t word;
+      std::memcpy(&word, nibbles, sizeof word);
+      all = _mm512_set1_epi32(word);
+    } else {
+      const __m128i both_words = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(nibbles));
+      all = _mm512_permutexvar_epi32(spread.word, _mm512_castsi128_si512(both_words));
+    }
+    return _mm512_permutexvar_ps(_mm512_srlv_epi32(all, spread.shift), load(kNumbers.values));
   }
 
   // Where the words of a plane are among those of three vectors: in the first two, then in the third.
   struct Planes {
     Words in_two[3], in_third[3];
+    int words_of_plane;
   };
   static Planes make_planes(int words_of_plane) {
     Planes planes;
+    planes.words_of_plane = words_of_plane;
     for (int plane = 0; plane < 3; ++plane) {
       alignas(64) int32_t two[kLanes], third[kLanes];
       for (int lane = 0; lane < kLanes; ++lane) {
@@ -123,9 +133,12 @@ struct Avx512 {
     }
     return planes;
   }
-  static Words gather(const Words* mixed, const Planes& planes, int plane) {
-    const Words two = _mm512_permutex2var_epi32(mixed[0], planes.in_two[plane], mixed[1]);
-    return _mm512_permutex2var_epi32(two, planes.in_third[plane], mixed[2]);
+  static Words gather(const uint8_t* mixed, const Planes& planes, int plane) {
+    if (planes.words_of_plane == 8) {  // two long pieces, each loaded to where it belongs
+      return _mm512_mask_loadu_epi32(load_words(mixed + 32 * plane), 0xff00, mixed + 64 + 32 * plane);
+    }
+    const Words two = _mm512_permutex2var_epi32(load_words(mixed), planes.in_two[plane], load_words(mixed + 64));
+    return _mm512_permutex2var_epi32(two, planes.in_third[plane], load_words(mixed + 128));
   }
 };
 

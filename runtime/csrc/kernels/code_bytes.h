@@ -29,10 +29,8 @@ inline __attribute__((always_inline)) typename S::Words shifted_bytes(typename S
                                                                       uint32_t mask) {
   switch (shift) {
     case 0: return S::both(word, S::broadcast_bits(mask));
-    case 1: return S::both(S::template shift_right<1>(word), S::broadcast_bits(mask));
     case 2: return S::both(S::template shift_right<2>(word), S::broadcast_bits(mask));
     case 4: return S::both(S::template shift_right<4>(word), S::broadcast_bits(mask));
-    case 5: return S::both(S::template shift_right<5>(word), S::broadcast_bits(mask));
     default: return S::both(S::template shift_right<6>(word), S::broadcast_bits(mask));
   }
 }
@@ -45,7 +43,7 @@ inline __attribute__((always_inline)) typename S::Words stored_bytes(const typen
   switch (storage) {
     case Storage::kWholeBytes: return words[0];
     case Storage::kTwoBits: return shifted_bytes<S>(words[0], odd + v / 2 * 2, 0x03030303u);
-    case Storage::kThreeBits: return shifted_bytes<S>(words[v / 2], odd + v / 6, 0x07070707u);  // the last quarter is a bit higher
+    case Storage::kThreeBits: return shifted_bytes<S>(words[v / 2], odd, 0x07070707u);
     case Storage::kFourBits: return shifted_bytes<S>(words[0], odd, 0x0f0f0f0fu);
     case Storage::kHalfBytes: break;
   }

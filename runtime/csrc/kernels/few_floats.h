@@ -90,11 +90,12 @@ class FewFloats {
     constexpr int kWords = storage == Storage::kThreeBits ? 4 : 1;
     constexpr auto kCodes = std::make_integer_sequence<int, Shape::kLane / kWords>();
     typename ChunkReader<S, storage>::Stored stored[kRows];
+    typename ChunkReader<S, storage>::Tail tails[kRows];
     Floats low[kRows][kTokens];
     Floats high[kRows][kTokens];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      stored[r] = reader.load(reader.row(row + r), chunk);
+      stored[r] = reader.load(reader.row(row + r), chunk, tails[r]);
       for (int t = 0; t < kTokens; ++t) low[r][t] = high[r][t] = S::zero();
     }
     const auto ask = [&](int64_t part) {

@@ -63,7 +63,7 @@ constexpr CodePlace place_of(Storage storage, int index) {
   const int nibble = 4 * (index % 8);
   switch (storage) {
     case Storage::kTwoBits: return {0, nibble + 2 * (index / 8), 3};
-    case Storage::kThreeBits: return {index / 8, nibble + index / 24, 7};
+    case Storage::kThreeBits: return {index / 8, nibble, 7};
     default: return {0, nibble, 15};
   }
 }
@@ -119,46 +119,44 @@ class ChunkReader {
 
   // A chunk as it is stored; beyond the row it is zero.
   struct Stored {
-    Words words[3];
-    Words last_quarter;  // of 3-bit codes, put together as the planes are taken
+    Words words[2];
+    const uint8_t* planes[3];  // of 3-bit codes: vectors of them, mixed or one of each
+    Words last_quarter;        // put together as the planes are taken
   };
+  using Tail = uint8_t[3 * 4 * S::kLanes];
 
-  Stored load(const uint8_t* row, int64_t chunk) const {
+  // `tail` is where the end of a row may be copied to.
+  Stored load(const uint8_t* row, int64_t chunk, Tail& tail) const {
     Stored stored;
     if constexpr (storage == Storage::kThreeBits) {
-      load_planes(row, chunk, stored.words);
+      find_planes(row, chunk, tail, stored.planes);
+    } else if (storage == Storage::kFourBits && short_three_bits_) {
+      stored.words[0] = load_short(row, chunk);
     } else {
-      if (storage == Storage::kFourBits && short_three_bits_) {
-        stored.words[0] = load_short(row, chunk);
-        return stored;
-      }
       stored.words[0] = load_part(row, chunk * kBytes);
       if constexpr (storage == Storage::kHalfBytes) stored.words[1] = load_part(row + g_.n * row_bytes_, chunk * kBytes);
     }
     return stored;
   }
 
-  // The words of the lanes, to be taken in order: 0 and on.
+  // The words of the lanes, to be taken in order: 0 and on. Planes are loaded anew for each: registers are too few for
+  // those of several rows.
   template <int index>
   Words word(Stored& stored) const {
     if constexpr (storage != Storage::kThreeBits) return stored.words[index];
     if constexpr (index == 3) return stored.last_quarter;
-    const Words plane = blocks_ > 1 ? S::gather(stored.words, planes_, index) : stored.words[index];
-    // Bit 3 of plane i is bit i of the last quarter; it comes to lie at bit i + 1 of the nibble.
-    if constexpr (index == 0) {
-      stored.last_quarter = S::both(S::template shift_right<2>(plane), S::broadcast_bits(0x22222222u));
-    } else if constexpr (index == 1) {
-      const Words bits = S::template shift_right<1>(plane);
-      stored.last_quarter = S::add_bits(stored.last_quarter, bits, S::broadcast_bits(0x44444444u));
-    } else {
-      stored.last_quarter = S::add_bits(stored.last_quarter, plane, S::broadcast_bits(0x88888888u));
-    }
+    const Words plane = blocks_ > 1 ? S::gather(stored.planes[0], planes_, index) : S::load_words(stored.planes[index]);
+    // Bit 3 of plane i is bit i of the last quarter.
+    const Words mask = S::broadcast_bits(0x11111111u << index);
+    const Words bits = S::template shift_right<3 - index>(plane);
+    stored.last_quarter = index == 0 ? S::both(bits, mask) : S::add_bits(stored.last_quarter, bits, mask);
     return plane;
   }
 
   // All words of the lanes.
   void read(const uint8_t* row, int64_t chunk, Words* words) const {
-    Stored stored = load(row, chunk);
+    Tail tail;
+    Stored stored = load(row, chunk, tail);
     words[0] = word<0>(stored);
     if constexpr (words_of_lane(storage) > 1) words[1] = word<1>(stored);
     if constexpr (words_of_lane(storage) > 2) {
@@ -237,19 +235,19 @@ class ChunkReader {
   }
 
   // Planes of several blocks as they are mixed, or those of a part of a block.
-  void load_planes(const uint8_t* row, int64_t chunk, Words* words) const {
+  void find_planes(const uint8_t* row, int64_t chunk, Tail& tail, const uint8_t** planes) const {
     const int64_t at = chunk * 3 * kBytes;
     if (blocks_ == 1) {
       const int64_t code = chunk * Shape::kCodes;
       const int64_t block = code >> block_bits_;
       const uint8_t* plane = row + block * g_.block_bytes + (code - block * g_.block) / 8;
-      for (int i = 0; i < 3; ++i) words[i] = S::load_words(plane + i * (g_.block / 8));
+      for (int i = 0; i < 3; ++i) planes[i] = plane + i * (g_.block / 8);
     } else if (at + 3 * kBytes <= row_bytes_) {
-      for (int i = 0; i < 3; ++i) words[i] = S::load_words(row + at + i * kBytes);
+      planes[0] = row + at;
     } else {
-      for (int i = 0; i < 3; ++i) {
-        words[i] = at + i * kBytes < row_bytes_ ? load_part(row, at + i * kBytes) : S::no_words();
-      }
+      std::memset(tail, 0, sizeof(Tail));
+      std::memcpy(tail, row + at, static_cast<size_t>(row_bytes_ - at));
+      planes[0] = tail;
     }
   }
 

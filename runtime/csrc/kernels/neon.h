@@ -121,9 +121,8 @@ struct Neon {
     }
     return planes;
   }
-  static Words gather(const Words* mixed, const Planes& planes, int plane) {
-    const uint8x16x3_t all = {{vreinterpretq_u8_u32(mixed[0]), vreinterpretq_u8_u32(mixed[1]),
-                               vreinterpretq_u8_u32(mixed[2])}};
+  static Words gather(const uint8_t* mixed, const Planes& planes, int plane) {
+    const uint8x16x3_t all = {{vld1q_u8(mixed), vld1q_u8(mixed + 16), vld1q_u8(mixed + 32)}};
     return vreinterpretq_u32_u8(vqtbl3q_u8(all, planes.bytes[plane]));
   }
 };

@@ -62,7 +62,7 @@ struct Variant {
   bool (*usable)();  // whether this processor can run it
   // Whether the variant has a kernel, and which.
   bool (*find)(Storage, Activation, int64_t block, Kernel&);
-  bool measured;  // whether operators that pay were seen to pay by it
+  int measured;  // bits of the Activations with which operators that pay were seen to pay by it
 };
 
 // The kernel of the first usable variant that has one; the last variant, portable C++, has all. The environment
