@@ -93,5 +93,9 @@ bench-methods:
 bench-calibrate-large:
 	$(PYTHON) benchmarks/calibrate_large.py
 
+# With the operator library it is for the systems (manylinux) whose libraries have what that needs
 wheel:
 	$(PYTHON) -m build --no-isolation
+	for wheel in dist/*-linux_*.whl; do \
+		[ ! -e "$$wheel" ] || PATH="$(dir $(PYTHON)):$$PATH" $(PYTHON) -m auditwheel repair --plat auto -w dist "$$wheel" \
+			&& rm -f "$$wheel" || exit 1; done

@@ -11,6 +11,9 @@ namespace {
 // Channels of U that are summed by one piece: a single token's branch is work for all threads.
 constexpr int64_t kSegment = 512;
 
+// Products below which a step is done at once by the thread that asks: waking others takes longer.
+constexpr int64_t kLittle = 1 << 17;
+
 int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 }  // namespace
@@ -74,18 +77,24 @@ void Run::scale_factors() {
 }
 
 void Run::compute_tokens(const ort::Api* api, const ort::KernelContext* context) {
-  const auto each = [&](void (*step)(void*, size_t), int64_t count) {
+  const auto each = [&](void (*step)(void*, size_t), int64_t count, int64_t products) {
+    if (products < kLittle) {
+      for (int64_t at = 0; at < count; ++at) step(this, static_cast<size_t>(at));
+      return;
+    }
     check(api->call<ort::KernelContextParallelFor>(context, step, static_cast<size_t>(count), size_t{0},
                                                    static_cast<void*>(this)));
   };
+  const int64_t numbers = tokens_ * geometry_.k;
   if (memory_.wide) {
-    each([](void* run, size_t at) { static_cast<Run*>(run)->widen_token(static_cast<int64_t>(at)); }, tokens_);
+    each([](void* run, size_t at) { static_cast<Run*>(run)->widen_token(static_cast<int64_t>(at)); }, tokens_,
+         numbers);
   }
   each([](void* run, size_t at) { static_cast<Run*>(run)->prepare_piece(static_cast<int64_t>(at)); },
-       groups() + divide_up(tokens_, Branch::kTokens) * segments());
+       groups() + divide_up(tokens_, Branch::kTokens) * segments(), numbers * (rank_ + 1));
   sum_components();
   each([](void* run, size_t at) { static_cast<Run*>(run)->multiply_rows(static_cast<int64_t>(at)); },
-       divide_up(geometry_.n, Tile::kMaxRows));
+       divide_up(geometry_.n, Tile::kMaxRows), numbers * geometry_.n);
 }
 
 void Run::widen_token(int64_t token) {

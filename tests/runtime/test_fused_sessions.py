@@ -99,7 +99,9 @@ def test_one_session_runs_in_threads() -> None:
     assert all(np.array_equal(*pair) for pair in zip(alone, together, strict=True))
 
 
-PAYING = tuple(choice.name for choice in (describe("", "cpu").operators if library_file() else ()) if choice.registered)
+PAYING = tuple(
+    choice.name for choice in (describe("", "cpu").operators if library_file() else ()) if choice.registered
+)
 """What this processor's kernels are measured to be faster for; the description has tests of its own."""
 
 

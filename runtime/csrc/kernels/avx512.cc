@@ -9,7 +9,6 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -34,11 +33,14 @@ struct Avx512 {
   static constexpr int kManyVectors = 2;
 
   // Rows that share what is loaded of the activations, as the 32 registers allow.
-  static constexpr int rows_at_once(int tokens) {  return tokens <= 2 ? 4 : 2; }
+  static constexpr int rows_at_once(int tokens) { return tokens <= 2 ? 4 : 2; }
 
   static Floats zero() { return _mm512_setzero_ps(); }
   static Floats broadcast(float value) { return _mm512_set1_ps(value); }
   static Floats load(const float* from) { return _mm512_loadu_ps(from); }
+  static Floats load_integers(const int8_t* from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  }
   static void store(float* to, Floats values) { _mm512_storeu_ps(to, values); }
   static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
   static Floats subtract_product(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }

@@ -45,7 +45,9 @@ struct Branches {
   template <typename T>
   static void widen(const T* factor, int64_t rows, int64_t width, int64_t stride, float* wide) {
     if (width == stride) {  // one long loop
-      for (int64_t i = 0; i < rows * width; ++i) wide[i] = to_float(factor[i]);
+      int64_t i = 0;
+      for (; i + S::kLanes <= rows * width; i += S::kLanes) S::store(wide + i, load_wide(factor + i));
+      for (; i < rows * width; ++i) wide[i] = to_float(factor[i]);
       return;
     }
     for (int64_t row = 0; row < rows; ++row) {
@@ -94,20 +96,40 @@ struct Branches {
     }
   }
 
+  // As many numbers as a vector has lanes.
+  template <typename T>
+  static Floats load_wide(const T* from) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return S::load(from);
+    } else if constexpr (sizeof(T) == 1) {
+      return S::load_integers(from);
+    } else {
+      float wide[S::kLanes];
+      for (int i = 0; i < S::kLanes; ++i) wide[i] = to_float(from[i]);
+      return S::load(wide);
+    }
+  }
+
+  // A tile's columns of a row of V, and zeros where it has fewer.
+  template <typename T>
+  static void widen_columns(const T* from, int64_t columns, float* to) {
+    T copy[Tile::kMaxRows] = {};
+    if (columns < Tile::kMaxRows) {
+      std::copy_n(from, columns, copy);
+      from = copy;
+    }
+    for (int i = 0; i < kWidth; ++i) S::store(to + i * S::kLanes, load_wide(from + i * S::kLanes));
+  }
+
   template <typename T>
   static void out_of(const float* components, const void* v, int64_t rank, int64_t stride, int64_t tokens,
                      int64_t columns, float* out) {
     constexpr int64_t kRanks = 32;  // of V, widened at a time
-    alignas(64) float rows[kRanks][Tile::kMaxRows] = {};
+    alignas(64) float rows[kRanks][Tile::kMaxRows];
     for (int64_t first = 0; first < rank; first += kRanks) {
       const int64_t ranks = std::min(kRanks, rank - first);
       for (int64_t r = 0; r < ranks; ++r) {
-        const T* row = static_cast<const T*>(v) + (first + r) * stride;
-        if (columns == Tile::kMaxRows) {  // a length that compilers know
-          for (int64_t i = 0; i < Tile::kMaxRows; ++i) rows[r][i] = to_float(row[i]);
-        } else {
-          for (int64_t i = 0; i < columns; ++i) rows[r][i] = to_float(row[i]);
-        }
+        widen_columns(static_cast<const T*>(v) + (first + r) * stride, columns, rows[r]);
       }
       for (int64_t t = 0; t < tokens; ++t) {
         float* to = out + t * Tile::kMaxRows;

@@ -35,21 +35,17 @@ inline __attribute__((always_inline)) typename S::Words shifted_bytes(typename S
   }
 }
 
-// The `v`th vector of code bytes of the words; `v` is a constant once loops are unrolled. The even codes of a run are one
-// word, the odd ones the next: as half bytes lie. Whole bytes are one word.
+// The `v`th vector of code bytes of the words; `v` is a constant once loops are unrolled. The even codes of a run are
+// one word, the odd ones the next: as half bytes lie. Whole bytes are one word.
 template <class S, Storage storage>
 inline __attribute__((always_inline)) typename S::Words stored_bytes(const typename S::Words* words, int v) {
   const int odd = v % 2 ? 4 : 0;
   switch (storage) {
-    case Storage::kWholeBytes: return words[0];
     case Storage::kTwoBits: return shifted_bytes<S>(words[0], odd + v / 2 * 2, 0x03030303u);
     case Storage::kThreeBits: return shifted_bytes<S>(words[v / 2], odd, 0x07070707u);
     case Storage::kFourBits: return shifted_bytes<S>(words[0], odd, 0x0f0f0f0fu);
-    case Storage::kHalfBytes: break;
+    default: return words[v];
   }
-  const auto high = S::broadcast_bits(0xf0f0f0f0u);
-  const auto low = shifted_bytes<S>(words[0], odd, 0x0f0f0f0fu);
-  return v % 2 ? S::add_bits(low, words[1], high) : S::add_bits(low, S::template shift_left<4>(words[1]), high);
 }
 
 template <class S, Storage storage>
@@ -82,8 +78,8 @@ inline void split_run(const int8_t* codes, int64_t size, uint32_t* words) {
   }
 }
 
-// Rounds a token and hands out its runs, those that are not all padding: `each(chunk, run, lane, words, sum)`, and the scale of each block:
-// `scaled(block, scale)`. Returns the token's scale, or 1 where each block has its own.
+// Rounds a token and hands out its runs, those that are not all padding: `each(chunk, run, lane, words, sum)`; and the
+// scale of each block: `scaled(block, scale)`. Returns the token's scale, or 1 where each block has its own.
 template <class S, Storage storage, bool per_block, typename Each, typename Scaled>
 inline float round_token(const Geometry& g, const float* a, Each&& each, Scaled&& scaled) {
   using Shape = Chunks<S, storage>;

@@ -1,10 +1,11 @@
 // The product for a few tokens: the weight is read once, as it is stored, and unpacked in registers.
 //
-//   Y[t, n] = sum over chunks c and lanes l of
-//             scale[n, c, l] * (sum over codes i of code[n, c, l, i] * a[t, c, l, i] - zero[n, c, l] * sum over i of a[..])
+//   Y[t, n] = sum over chunks c and lanes l of  scale[n, c, l] *
+//             (sum over codes i of code[n, c, l, i] * a[t, c, l, i]  -  zero[n, c, l] * sum over i of a[..])
 //
 // A code is masked out of its word where it stands, and made a float so: 2^s times too large. Activations lie in the
-// order of the codes, and are made 2^s times smaller beforehand. Both are exact.
+// order of the codes, and are made 2^s times smaller beforehand. Both are exact (s is 28 at most: but for activations
+// below 1e-29).
 #pragma once
 
 #include <utility>
@@ -19,7 +20,6 @@ class FewFloats {
   using Words = typename S::Words;
   using Shape = Chunks<S, storage>;
   static constexpr int64_t kVectors = Shape::kLane + 1;  // of a prepared chunk: its activations, and their sums
-  static constexpr bool kHalves = storage == Storage::kHalfBytes;
 
   static int64_t token_floats(const Geometry& g) { return Shape::count(g) * kVectors * S::kLanes; }
 
@@ -31,8 +31,8 @@ class FewFloats {
         const int64_t first = Shape::channel(g, chunk, run, lane);
         for (int64_t i = 0; i < Shape::kRun; ++i) {
           const float value = first + i < g.k ? a[first + i] : 0.0f;
-          const float factor = place_of(storage, static_cast<int>(run * Shape::kRun + i)).factor();
-          to[(run * Shape::kRun + i) * S::kLanes + lane] = value / factor;
+          const int64_t turn = turn_of(storage, run * Shape::kRun + i);
+          to[turn * S::kLanes + lane] = value / place_of(storage, static_cast<int>(turn)).factor();
           sums[lane] += value;
         }
       }
@@ -48,68 +48,59 @@ class FewFloats {
 
   // Adds the products of one code of each lane.
   template <int index, int kTokens, int kRows>
-  static inline __attribute__((always_inline)) void step(const float* const* a,
-                                                         const Words (&words)[kRows][2],
-                                                         Floats (&low)[kRows][kTokens],
-                                                         Floats (&high)[kRows][kTokens]) {
+  static inline __attribute__((always_inline)) void step(const float* const* a, const Words (&words)[kRows],
+                                                         Floats (&sums)[kRows][kTokens]) {
     constexpr CodePlace place = place_of(storage, index);
     // Held in registers: rows share them, and reading them again for each takes longer than the products.
     Floats values[kTokens];
     for (int t = 0; t < kTokens; ++t) values[t] = S::hold(S::load(a[t] + index * S::kLanes));
     const Words mask = S::hold(S::broadcast_bits(place.mask << place.shift));
     for (int r = 0; r < kRows; ++r) {
-      const Floats number = code<index>(words[r][0], mask);
-      for (int t = 0; t < kTokens; ++t) low[r][t] = S::fma(number, values[t], low[r][t]);
-      if constexpr (kHalves) {
-        const Floats upper = code<index>(words[r][1], mask);
-        for (int t = 0; t < kTokens; ++t) high[r][t] = S::fma(upper, values[t], high[r][t]);
-      }
+      const Floats number = code<index>(words[r], mask);
+      for (int t = 0; t < kTokens; ++t) sums[r][t] = S::fma(number, values[t], sums[r][t]);
     }
   }
 
-  // Adds those of all codes that lie in a word, which are neighbours; of half bytes, in both words.
+  // Adds those of all codes that lie in a word, which are neighbours.
   template <int word, int kTokens, int kRows, int... index>
   static inline __attribute__((always_inline)) void add_word(const ChunkReader<S, storage>& reader,
                                                              typename ChunkReader<S, storage>::Stored (&stored)[kRows],
-                                                             const float* const* a, Floats (&low)[kRows][kTokens],
-                                                             Floats (&high)[kRows][kTokens],
+                                                             const float* const* a, Floats (&sums)[kRows][kTokens],
                                                              std::integer_sequence<int, index...>) {
-    Words words[kRows][2];
+    Words words[kRows];
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      words[r][0] = reader.template word<word>(stored[r]);
-      if constexpr (kHalves) words[r][1] = reader.template word<1>(stored[r]);
-    }
-    (step<word * static_cast<int>(sizeof...(index)) + index>(a, words, low, high), ...);
+    for (int r = 0; r < kRows; ++r) words[r] = reader.template word<word>(stored[r]);
+    (step<word * static_cast<int>(sizeof...(index)) + index>(a, words, sums), ...);
   }
 
   template <int kTokens, int kRows>
   static inline __attribute__((always_inline)) void add_chunk(const ChunkReader<S, storage>& reader, int64_t row,
                                                               int64_t chunk, bool ahead, const float* const* a,
                                                               Floats (&sums)[kRows][kTokens]) {
-    constexpr int kWords = storage == Storage::kThreeBits ? 4 : 1;
+    constexpr int kWords = words_of_lane(storage);
     constexpr auto kCodes = std::make_integer_sequence<int, Shape::kLane / kWords>();
     typename ChunkReader<S, storage>::Stored stored[kRows];
     typename ChunkReader<S, storage>::Tail tails[kRows];
-    Floats low[kRows][kTokens];
-    Floats high[kRows][kTokens];
+    Floats part[kRows][kTokens];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       stored[r] = reader.load(reader.row(row + r), chunk, tails[r]);
-      for (int t = 0; t < kTokens; ++t) low[r][t] = high[r][t] = S::zero();
+      for (int t = 0; t < kTokens; ++t) part[r][t] = S::zero();
     }
-    const auto ask = [&](int64_t part) {
-      if (ahead) reader.template prefetch<kRows, kWords>(row + kRows, chunk, part);
+    const auto ask = [&](int64_t quarter) {
+      if (ahead) reader.template prefetch<kRows, kWords>(row + kRows, chunk, quarter);
     };
     ask(0);
-    add_word<0>(reader, stored, a, low, high, kCodes);
-    if constexpr (kWords == 4) {
+    add_word<0>(reader, stored, a, part, kCodes);
+    if constexpr (kWords > 1) {
       ask(1);
-      add_word<1>(reader, stored, a, low, high, kCodes);
+      add_word<1>(reader, stored, a, part, kCodes);
+    }
+    if constexpr (kWords > 2) {
       ask(2);
-      add_word<2>(reader, stored, a, low, high, kCodes);
+      add_word<2>(reader, stored, a, part, kCodes);
       ask(3);
-      add_word<3>(reader, stored, a, low, high, kCodes);
+      add_word<3>(reader, stored, a, part, kCodes);
     }
     Floats scales[kRows];
     Floats zeros[kRows];
@@ -117,9 +108,8 @@ class FewFloats {
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       for (int t = 0; t < kTokens; ++t) {
-        Floats sum = low[r][t];
-        if constexpr (kHalves) sum = S::fma(high[r][t], S::broadcast(16.0f), sum);
-        sum = S::subtract_product(zeros[r], S::load(a[t] + Shape::kLane * S::kLanes), sum);
+        const Floats sum =
+            S::subtract_product(zeros[r], S::load(a[t] + Shape::kLane * S::kLanes), part[r][t]);
         sums[r][t] = S::fma(scales[r], sum, sums[r][t]);
       }
     }

@@ -36,8 +36,8 @@ void take(Activation activation, Kernel& kernel) {
   if constexpr (storage != Storage::kHalfBytes) take_integers<S, storage, true>(kernel);
 }
 
-// Whether there is a kernel, and which. A lane of 3-bit codes takes 32 of one block, which shorter blocks lack. Without `floats`, a set that
-// multiplies integers alone better than another leaves all else to it.
+// Whether there is a kernel, and which. A lane of 3-bit codes takes 32 of one block, which shorter blocks lack. Without
+// `floats`, a set that multiplies integers alone better than another leaves all else to it.
 template <class S, bool floats = true>
 bool find_kernel_of(Storage storage, Activation activation, int64_t block, Kernel& kernel) {
   if (storage == Storage::kThreeBits && block < 32) storage = Storage::kFourBits;  // ChunkReader makes them so

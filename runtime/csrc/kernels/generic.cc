@@ -6,9 +6,12 @@
 #include "decode.h"
 #include "prepare.h"
 #include "product.h"
+#include "rounding.h"
 
 namespace zq2onnx {
 namespace {
+
+struct Portable;
 
 // So many partial sums let a compiler use whatever vectors there are, and bound the error of the sum.
 constexpr int64_t kLanes = 16;
@@ -102,13 +105,12 @@ template <bool per_block>
 void prepare_rounded(const Geometry& g, const float* a, int64_t, int64_t token, std::byte* prepared) {
   const RoundedToken to(g, prepared, token);
   const float* values = a + token * g.k;
-  if (!per_block) {
-    std::fill_n(to.scales, g.k_blocks, round_to_int8(values, g.k, to.codes));
-    return;
-  }
+  const float token_scale = per_block ? 1.0f : Rounding<Portable>::scale(values, g.k);
   for (int64_t index = 0; index < g.k_blocks; ++index) {
     const int64_t start = index * g.block;
-    to.scales[index] = round_to_int8(values + start, std::min(g.block, g.k - start), to.codes + start);
+    const int64_t size = std::min(g.block, g.k - start);
+    to.scales[index] = per_block ? Rounding<Portable>::scale(values + start, size) : token_scale;
+    Rounding<Portable>::round(values + start, size, to.scales[index], to.codes + start);
   }
 }
 
@@ -174,7 +176,8 @@ void branch_out(const float* components, const void* v, int64_t rank, int64_t st
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t r = 0; r < rank; ++r) {
       const float component = components[t * rank + r];
-      for (int64_t i = 0; i < columns; ++i) out[t * Tile::kMaxRows + i] += component * to_float(factor[r * stride + i]);
+      const T* row = factor + r * stride;
+      for (int64_t i = 0; i < columns; ++i) out[t * Tile::kMaxRows + i] += component * to_float(row[i]);
     }
   }
 }

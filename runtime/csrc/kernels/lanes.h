@@ -6,7 +6,7 @@
 //
 //   storage      words of a lane         codes of a lane, in groups of 8 that are neighbours
 //   4 bits       1                       8
-//   half bytes   low, high               8, of which each word holds one half
+//   half bytes   low, high               8; put together, one word holds the even ones, one the odd
 //   2 bits       1                       8 of the first half of the block, 8 of the second
 //   3 bits       one of each plane       8 of each quarter of the block
 //   whole bytes  1                       4
@@ -39,7 +39,8 @@ struct Numbers {
 };
 inline constexpr Numbers kNumbers;
 
-// Words that hold the codes of a lane, after the last quarter of 3-bit codes has been put together from the planes.
+// Words that hold the codes of a lane, once they are put together: half bytes to bytes, and from the planes of 3 bits the
+// last quarter.
 constexpr int words_of_lane(Storage storage) {
   switch (storage) {
     case Storage::kThreeBits: return 4;
@@ -48,7 +49,7 @@ constexpr int words_of_lane(Storage storage) {
   }
 }
 
-// Where code `index` of a lane is found.
+// Where a code of a lane is found in its words.
 struct CodePlace {
   int word;
   int shift;
@@ -59,13 +60,20 @@ struct CodePlace {
   constexpr float factor() const { return top() ? 1.0f : static_cast<float>(1u << shift); }
 };
 
+// Codes are taken in this order: those of a word together.
 constexpr CodePlace place_of(Storage storage, int index) {
   const int nibble = 4 * (index % 8);
   switch (storage) {
     case Storage::kTwoBits: return {0, nibble + 2 * (index / 8), 3};
     case Storage::kThreeBits: return {index / 8, nibble, 7};
+    case Storage::kHalfBytes: return {index / 4, 8 * (index % 4), 255};
     default: return {0, nibble, 15};
   }
+}
+
+// When the `code`th of a lane is taken.
+constexpr int64_t turn_of(Storage storage, int64_t code) {
+  return storage == Storage::kHalfBytes ? code % 2 * 4 + code / 2 : code;
 }
 
 // Rows that share what is loaded of the activations. Half bytes lie in two places: read for one row at a time, memory
@@ -134,7 +142,9 @@ class ChunkReader {
       stored.words[0] = load_short(row, chunk);
     } else {
       stored.words[0] = load_part(row, chunk * kBytes);
-      if constexpr (storage == Storage::kHalfBytes) stored.words[1] = load_part(row + g_.n * row_bytes_, chunk * kBytes);
+      if constexpr (storage == Storage::kHalfBytes) {
+        stored.words[1] = load_part(row + g_.n * row_bytes_, chunk * kBytes);
+      }
     }
     return stored;
   }
@@ -143,6 +153,7 @@ class ChunkReader {
   // those of several rows.
   template <int index>
   Words word(Stored& stored) const {
+    if constexpr (storage == Storage::kHalfBytes) return whole_bytes<index>(stored.words);
     if constexpr (storage != Storage::kThreeBits) return stored.words[index];
     if constexpr (index == 3) return stored.last_quarter;
     const Words plane = blocks_ > 1 ? S::gather(stored.planes[0], planes_, index) : S::load_words(stored.planes[index]);
@@ -219,6 +230,15 @@ class ChunkReader {
 
   Words load_part(const uint8_t* row, int64_t at) const {
     return at + kBytes <= row_bytes_ ? S::load_words(row + at) : S::load_words(row + at, row_bytes_ - at);
+  }
+
+  // The even codes of half bytes, or the odd ones.
+  template <int odd>
+  static Words whole_bytes(const Words* halves) {
+    const Words low = S::broadcast_bits(0x0f0f0f0fu);
+    const Words high = S::broadcast_bits(0xf0f0f0f0u);
+    if constexpr (odd) return S::add_bits(S::both(S::template shift_right<4>(halves[0]), low), halves[1], high);
+    return S::add_bits(S::both(halves[0], low), S::template shift_left<4>(halves[1]), high);
   }
 
   // Blocks of 16 codes of 3 bits, as 4-bit codes: three planes of two bytes hold a quarter of them each, in nibbles.

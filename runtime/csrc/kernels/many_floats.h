@@ -42,11 +42,7 @@ class ManyFloats {
   template <int index>
   static Floats code(const Words* words) {
     constexpr CodePlace place = place_of(storage, index);
-    const Words mask = S::broadcast_bits(place.mask);
-    const Words low = S::both(S::template shift_right<place.shift>(words[place.word]), mask);
-    if constexpr (storage != Storage::kHalfBytes) return S::to_floats(low);
-    const Words high = S::both(S::template shift_right<place.shift>(words[1]), mask);
-    return S::to_floats(S::either(low, S::template shift_left<4>(high)));
+    return S::to_floats(S::both(S::template shift_right<place.shift>(words[place.word]), S::broadcast_bits(place.mask)));
   }
 
   // sums[r][t] += sum over `channels` of w[r][k] * a[k][t], for `vectors` vectors of tokens.
@@ -108,10 +104,10 @@ class ManyFloats {
         for (int64_t run = 0; run < Shape::kRuns; ++run) {
           for (int64_t lane = 0; lane < S::kLanes; ++lane) {
             const int64_t channel = Shape::channel(g, chunk, run, lane);
-            float* at = to + ((chunk * Shape::kLane + run * Shape::kRun) * S::kLanes + lane) * S::kLanes + t;
             const int64_t there = token ? std::clamp<int64_t>(g.k - channel, 0, Shape::kRun) : 0;
             for (int64_t i = 0; i < Shape::kRun; ++i) {
-              at[i * S::kLanes * S::kLanes] = i < there ? token[channel + i] : 0.0f;
+              const int64_t turn = chunk * Shape::kLane + turn_of(storage, run * Shape::kRun + i);
+              to[(turn * S::kLanes + lane) * S::kLanes + t] = i < there ? token[channel + i] : 0.0f;
             }
           }
         }

@@ -22,6 +22,12 @@ struct Neon {
   static Floats zero() { return vdupq_n_f32(0.0f); }
   static Floats broadcast(float value) { return vdupq_n_f32(value); }
   static Floats load(const float* from) { return vld1q_f32(from); }
+  static Floats load_integers(const int8_t* from) {
+    uint32_t four;
+    std::memcpy(&four, from, sizeof four);
+    const int16x8_t wide = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+  }
   static void store(float* to, Floats values) { vst1q_f32(to, values); }
   static Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
   static Floats subtract_product(Floats a, Floats b, Floats c) { return vfmsq_f32(c, a, b); }

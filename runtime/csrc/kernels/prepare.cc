@@ -1,10 +1,5 @@
 #include "prepare.h"
 
-#include <algorithm>
-#include <cfloat>
-#include <cmath>
-#include <limits>
-
 #include "../floats.h"
 #include "product.h"
 
@@ -32,23 +27,6 @@ void narrow(const float* out, const float* bias, int64_t tokens, int64_t rows, i
 }
 
 }  // namespace
-
-float round_to_int8(const float* a, int64_t size, int8_t* codes) {
-  float greatest = 0.0f;
-  bool finite = true;
-  for (int64_t at = 0; at < size; ++at) {
-    const float magnitude = std::fabs(a[at]);
-    finite &= magnitude <= FLT_MAX;
-    greatest = std::max(greatest, magnitude);
-  }
-  if (!finite) {
-    std::fill_n(codes, size, int8_t{0});
-    return std::numeric_limits<float>::quiet_NaN();
-  }
-  const float scale = std::max(greatest / 127.0f, FLT_MIN);  // 0 / 0 is no number
-  for (int64_t at = 0; at < size; ++at) codes[at] = static_cast<int8_t>(std::nearbyint(a[at] / scale));
-  return scale;
-}
 
 Widen find_widen(ort::ElementType type) {
   return with_type(type, [](auto value) -> Widen { return widen<decltype(value)>; });

@@ -1,4 +1,4 @@
-// What is done to each token before the product: to float32, to int8, and through the branch's first factor.
+// Tokens to float32 before the product, and to the node's type after it.
 #pragma once
 
 #include <cstdint>
@@ -10,11 +10,6 @@ namespace zq2onnx {
 // to[0..size) as float32.
 using Widen = void (*)(const void* from, int64_t size, float* to);
 Widen find_widen(ort::ElementType type);
-
-// Rounds values that share a scale: `s = max|a| / 127`, `code = round(a / s)`, half to even; returns s.
-//
-// Where a value is infinite or no number the scale is none either, and so is what is made of it.
-float round_to_int8(const float* a, int64_t size, int8_t* codes);
 
 // y[t][r] = out[t][r] + bias[r] in the node's float type, for a tile of tokens by `rows` rows. `out` has
 // Tile::kMaxRows columns, tokens of `y` are `stride` apart.

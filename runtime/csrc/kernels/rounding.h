@@ -1,4 +1,5 @@
-// Activations to int8, for each set of instructions that a kernel is compiled for: loops that compilers make vectors of.
+// Activations to int8, for each set of instructions that a kernel is compiled for: loops that compilers make vectors
+// of.
 #pragma once
 
 #include <algorithm>
