@@ -20,8 +20,7 @@ pytestmark = needs_library
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 TINY = Path(__file__).resolve().parents[2] / "models" / "tiny"
 CLOSE = 1e-4
-"""As a part of the perplexity. int8 activations that lie between two codes fall to either side by the last bit of a
-sum, so that those of eight bits differ more from one order of sums to another."""
+"""As a part of the perplexity."""
 
 
 def perplexity(model: Path, text: Path, tokenizer: Path, length: int, windows: int) -> float:
