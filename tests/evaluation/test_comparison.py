@@ -196,6 +196,8 @@ def test_files_that_are_no_models(folder: Path) -> None:
     refuse(folder, r"none.onnx: no such file", folder / "none.onnx")
     (folder / "text.onnx").write_text("not a model, although it is named so")
     refuse(folder, r"text.onnx: not an ONNX model", folder / "text.onnx")
+    (folder / "rows.json").write_text('{"rows": 1}')
+    refuse(folder, r"rows.json: not an ONNX model", folder / "rows.json")
     (folder / "empty.onnx").write_bytes(b"")
     refuse(folder, r"empty.onnx: not an ONNX model", folder / "empty.onnx")
 

@@ -101,9 +101,9 @@ def test_weights_may_be_computed(operator: Operator) -> None:
 
 @EVERY
 def test_the_number_of_threads_changes_no_bit(operator: Operator) -> None:
-    for leading in [(1,), (40,)]:
-        one = run_node(operator, 300, 200, 32, leading, threads=1)
-        two = run_node(operator, 300, 200, 32, leading, threads=2)
+    for leading in [(1,), (70,)]:  # large enough for several threads to be asked
+        one = run_node(operator, 2100, 80, 32, leading, threads=1)
+        two = run_node(operator, 2100, 80, 32, leading, threads=2)
         assert one.tobytes() == two.tobytes()
 
 
@@ -132,6 +132,20 @@ def test_no_number_stays_in_its_token(operator: Operator, bad: float) -> None:
     result = session.run(None, {"A": a})[0]
     assert not np.isfinite(result[1]).all()
     assert np.array_equal(result[[0, 2]], clean[[0, 2]])
+
+
+@EVERY
+@pytest.mark.parametrize("k", [16, 100, 272])
+def test_no_number_stays_in_its_row(operator: Operator, k: int) -> None:
+    rng = np.random.default_rng(7)
+    layout = operator_layout(operator, k, 40, 16)
+    constants = random_constants(operator, layout, rng)
+    a = rng.standard_normal((3, k)).astype(np.float32)
+    clean = open_session(operator_model(operator, layout, constants)).run(None, {"A": a})[0]
+    constants["scales"][20, 0] = np.inf
+    result = open_session(operator_model(operator, layout, constants)).run(None, {"A": a})[0]
+    assert not np.isfinite(result[:, 20]).all()
+    assert np.array_equal(np.delete(result, 20, axis=1), np.delete(clean, 20, axis=1))
 
 
 @pytest.mark.parametrize("operator", A8, ids=lambda operator: operator.name)

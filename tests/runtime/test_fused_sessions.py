@@ -75,9 +75,9 @@ def test_a_subset_leaves_the_others_to_their_functions(tmp_path: Path) -> None:
 
 def test_sessions_in_threads() -> None:
     operator, rng = OPERATORS["MatMulW4A8LoRC"], np.random.default_rng(4)
-    layout = operator_layout(operator, 200, 50, 32)
+    layout = operator_layout(operator, 2100, 80, 32)  # large enough for several threads to be asked
     model = operator_model(operator, layout, random_constants(operator, layout, rng))
-    a = rng.standard_normal((5, 200)).astype(np.float32)
+    a = rng.standard_normal((70, 2100)).astype(np.float32)
     shared = options(threads=2)
 
     def one(at: int) -> bytes:
@@ -90,9 +90,10 @@ def test_sessions_in_threads() -> None:
 
 def test_one_session_runs_in_threads() -> None:
     operator, rng = OPERATORS["MatMulW2A8Block"], np.random.default_rng(4)
-    layout = operator_layout(operator, 200, 50, 32)
-    session = open_session(operator_model(operator, layout, random_constants(operator, layout, rng)))
-    tokens = [rng.standard_normal((at % 3 + 1, 200)).astype(np.float32) for at in range(24)]
+    layout = operator_layout(operator, 2100, 80, 32)
+    model = operator_model(operator, layout, random_constants(operator, layout, rng))
+    session = open_session(model, options(threads=2))
+    tokens = [rng.standard_normal((at % 3 * 35 + 1, 2100)).astype(np.float32) for at in range(24)]
     alone = [session.run(None, {"A": a})[0] for a in tokens]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda a: session.run(None, {"A": a})[0], tokens))

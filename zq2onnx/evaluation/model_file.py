@@ -20,7 +20,7 @@ def read_model(path: Path) -> ir.Model:
     if not path.is_file():
         raise UserError(f"{path}: no such file", "an ONNX model")
     try:
-        model = ir.load(path.absolute())
+        model = ir.load(path.absolute(), format="protobuf")  # whatever its name
     except (DecodeError, ir.serde.SerdeError, ValueError) as error:
         raise UserError(f"{path}: not an ONNX model ({_first_line(error)})", "an ONNX file") from error
     if not model.graph.outputs:

@@ -56,7 +56,7 @@ struct Avx2 {
   static Words both(Words a, Words b) { return _mm256_and_si256(a, b); }
   static Words add_bits(Words a, Words b, Words mask) { return either(a, both(b, mask)); }
   static Words either(Words a, Words b) { return _mm256_or_si256(a, b); }
-  static Words one_of(Words a, Words b) { return _mm256_xor_si256(a, b); }
+  static Words exclusive_or(Words a, Words b) { return _mm256_xor_si256(a, b); }
   template <int bits>
   static Words shift_right(Words words) {
     return _mm256_srli_epi32(words, bits);

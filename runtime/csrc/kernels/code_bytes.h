@@ -51,7 +51,7 @@ inline __attribute__((always_inline)) typename S::Words stored_bytes(const typen
 template <class S, Storage storage>
 inline __attribute__((always_inline)) typename S::Words code_bytes(const typename S::Words* words, int v) {
   const auto bytes = stored_bytes<S, storage>(words, v);
-  if constexpr (kLessByHalf<S, storage>) return S::one_of(bytes, S::broadcast_bits(0x80808080u));
+  if constexpr (kLessByHalf<S, storage>) return S::exclusive_or(bytes, S::broadcast_bits(0x80808080u));
   return bytes;
 }
 

@@ -157,8 +157,8 @@ Form form_of(Storage storage, Activation activation) {
 }
 
 template <typename T>
-void branch_in(const float* a, int64_t a_stride, int64_t tokens, const void* u, int64_t channels, int64_t rank, float* to,
-               int64_t to_stride) {
+void branch_in(const float* a, int64_t a_stride, int64_t tokens, const void* u, int64_t channels, int64_t rank,
+               float* to, int64_t to_stride) {
   const T* factor = static_cast<const T*>(u);
   for (int64_t t = 0; t < tokens; ++t) {
     float* sums = to + t * to_stride;

@@ -295,9 +295,10 @@ class ChunkReader {
     return S::fma(high, S::broadcast(16.0f), low);
   }
 
-  // Whether as many scales, and 8 bytes of zero points, can be read there as vectors hold.
+  // Whether as many scales, and 8 bytes of zero points, can be read there as vectors hold; and those of the chunk are
+  // all the row's own: zeros times another's infinity would be no number.
   bool far_from_end(int64_t row, int64_t block) const {
-    return row * g_.groups + block + S::kLanes <= g_.n * g_.groups &&
+    return block + blocks_ <= g_.k_blocks && row * g_.groups + block + S::kLanes <= g_.n * g_.groups &&
            row * g_.zero_bytes + (kWhole ? block : block / 2) + 8 <= g_.n * g_.zero_bytes;
   }
 

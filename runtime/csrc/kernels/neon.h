@@ -57,7 +57,7 @@ struct Neon {
   static Words both(Words a, Words b) { return vandq_u32(a, b); }
   static Words add_bits(Words a, Words b, Words mask) { return either(a, both(b, mask)); }
   static Words either(Words a, Words b) { return vorrq_u32(a, b); }
-  static Words one_of(Words a, Words b) { return veorq_u32(a, b); }
+  static Words exclusive_or(Words a, Words b) { return veorq_u32(a, b); }
   template <int bits>
   static Words shift_right(Words words) {
     if constexpr (bits == 0) {

@@ -42,7 +42,7 @@ struct Form {
   void (*prepare)(const Geometry&, const float* a, int64_t tokens, int64_t first, std::byte* prepared);
 
   // out[t][r] = sum over k of activation[t, k] * (code[row + r, k] - zero point) * scale, accumulated in float32 (a
-  // block's integers in int32), in an order that depends on K and the block size alone. `out` has kMaxRows columns.
+  // block's integers in int32), in an order that the form, K and the block size decide. `out` has kMaxRows columns.
   void (*multiply)(const Weight&, const std::byte* prepared, const Tile&, float* out);
 };
 
