@@ -58,8 +58,8 @@ constexpr std::array<Operator, 24> kOperators = {{
     {"MatMulW8A8BlockLoRC", 8, Activation::kInt8PerBlock, true, false, false},
     {"MatMulW4A8Block", 4, Activation::kInt8PerBlock, false, false, false},
     {"MatMulW4A8BlockLoRC", 4, Activation::kInt8PerBlock, true, false, false},
-    {"MatMulW3A8Block", 3, Activation::kInt8PerBlock, false, false, true},
-    {"MatMulW3A8BlockLoRC", 3, Activation::kInt8PerBlock, true, false, true},
+    {"MatMulW3A8Block", 3, Activation::kInt8PerBlock, false, false, false},
+    {"MatMulW3A8BlockLoRC", 3, Activation::kInt8PerBlock, true, false, false},
     {"MatMulW2A8Block", 2, Activation::kInt8PerBlock, false, false, true},
     {"MatMulW2A8BlockLoRC", 2, Activation::kInt8PerBlock, true, false, true},
 }};

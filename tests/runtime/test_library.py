@@ -54,7 +54,7 @@ def test_what_is_not_measured_is_not_registered_unasked(kernel: str, monkeypatch
     monkeypatch.setenv("ZQ2ONNX_KERNEL", kernel)
     description = library.describe()
     chosen = {choice.name for choice in description.operators if choice.registered}
-    slower = {"MatMulW8A8Block", "MatMulW4A8Block", "MatMulW8A8BlockLoRC", "MatMulW4A8BlockLoRC"}
+    slower = {f"MatMulW{bits}A8Block{branch}" for bits in (8, 4, 3) for branch in ("", "LoRC")}
     kinds = MEASURED.get(kernel, ())
     assert chosen == {name for name in OPERATORS if name[8:].removesuffix("LoRC") in kinds} - slower
     assert set(library.register(ort.SessionOptions())) == chosen
