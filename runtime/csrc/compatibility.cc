@@ -1,7 +1,6 @@
 // What inline code of newer C++ libraries wants of them, so that the library loads beside older ones.
 
 #include <new>
-#include <string>
 
 #if defined(__GLIBCXX__) && __GNUC__ >= 11
 namespace std {
