@@ -1,9 +1,9 @@
 # `make setup` once; then the targets use its environment, or another by `make PYTHON=...`.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
-.PHONY: setup lint type test test-runtimes library asan wheel bench bench-convert bench-bodies bench-acceptance \
+.PHONY: setup lint type test test-runtimes library kernels asan wheel bench bench-convert bench-bodies bench-acceptance \
 	bench-perplexity bench-sentences bench-large bench-calibrated bench-peers bench-methods \
-	bench-budget bench-study bench-calibrate-large bench-cpu
+	bench-budget bench-study bench-calibrate-large bench-cpu bench-cuda
 
 setup:
 	python3 -m venv .venv
@@ -24,6 +24,10 @@ test:
 # The operator library in place, as an editable install builds it
 library:
 	$(PYTHON) setup.py --quiet build_ext --inplace
+
+# The CUDA kernels, compiled where sessions and wheels look for them: minutes at first, then what has changed
+kernels:
+	$(PYTHON) -m zq2onnx kernels build
 
 # The operator library's tests with AddressSanitizer and UBSan in it. Python itself has neither, so that
 # their runtime is loaded before it; leaks are Python's, and not looked for.
@@ -53,6 +57,10 @@ bench-bodies:
 # The operator library's CPU kernels beside stock kernels, and the bars they are held to; ten minutes
 bench-cpu:
 	$(PYTHON) benchmarks/cpu_matmul.py
+
+# The CUDA kernels against the oracle and beside cuBLAS, and the bars they are held to; needs a GPU, eight minutes
+bench-cuda:
+	$(PYTHON) benchmarks/cuda_matmul.py
 
 # Every model, scheme and target against the oracle; minutes
 bench-acceptance:
@@ -94,8 +102,8 @@ bench-calibrate-large:
 	$(PYTHON) benchmarks/calibrate_large.py
 
 # With the operator library it is for the systems (manylinux) whose libraries have what that needs
-wheel:
-	$(PYTHON) -m build --no-isolation
+wheel: kernels
+	$(PYTHON) -m build --no-isolation --sdist --wheel
 	for wheel in dist/*-linux_*.whl; do \
 		[ ! -e "$$wheel" ] || PATH="$(dir $(PYTHON)):$$PATH" $(PYTHON) -m auditwheel repair --plat auto -w dist "$$wheel" \
 			&& rm -f "$$wheel" || exit 1; done

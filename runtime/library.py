@@ -35,10 +35,16 @@ _REGISTERED = "ai.zq2onnx.registered"
 """Session options: the first two tell the library what to register, by the last it says what it did."""
 
 
+def library_folder() -> Path:
+    """Where the library is, or would be."""
+    named = os.environ.get(LIBRARY_VARIABLE)
+    return Path(named).parent if named else Path(__file__).resolve().parent / "lib"
+
+
 def library_file() -> Path | None:
     """The library's file; None where it was not built."""
     named = os.environ.get(LIBRARY_VARIABLE)
-    path = Path(named) if named else Path(__file__).resolve().parent / "lib" / "libzq2onnx_ops.so"
+    path = Path(named) if named else library_folder() / "libzq2onnx_ops.so"
     if named and not path.is_file():
         raise UserError(f"{LIBRARY_VARIABLE} is {named!r}, which is no file", "the operator library's path")
     return path if path.is_file() else None

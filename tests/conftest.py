@@ -11,6 +11,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(variable, "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Triton's kernels become what it was when they are imported: here they run on the CPU. What compiles them
+# does so in processes of its own.
+os.environ["TRITON_INTERPRET"] = "1"
 
 import hypothesis
 import pytest

@@ -36,6 +36,9 @@ print(root, *sorted(names), sep="\\n")
 
 
 LIBRARY = "zq2onnx/runtime/lib/libzq2onnx_ops.so"
+KERNELS = {
+    f"zq2onnx/runtime/lib/kernels/{name}" for name in ("manifest.json", "a.sm_90.cubin", "a.sm_80.ptx")
+}
 COMPILES = shutil.which("c++") is not None
 
 REGISTER_EVERYTHING = """
@@ -76,15 +79,19 @@ def check_library(python: Path, home: Path, cwd: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what is packaged, so that a build leaves nothing in the working tree."""
+    """A copy of what is packaged, so that a build leaves nothing in the working tree; with a bundle in name."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
+            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", "*.cubin", "*.ptx")
             shutil.copytree(source, copy / name, symlinks=True, ignore=ignored)
         else:
             shutil.copy2(source, copy / name)
+    for name in KERNELS:
+        path = copy / name.removeprefix("zq2onnx/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
     return copy
 
 
@@ -125,6 +132,7 @@ def test_wheel_holds_one_package_with_its_data(distributions: dict[str, Path]) -
     assert {name.removeprefix(prefix) for name in names if name.startswith(prefix)} == data
     assert "zq2onnx/py.typed" in names
     assert (LIBRARY in names) == COMPILES
+    assert {name for name in names if "/kernels/" in name and not name.endswith(".py")} == KERNELS
     assert not [name for name in names if name.endswith((".cc", ".h"))]
     assert f"{metadata}/licenses/LICENSE" in names
 
@@ -142,7 +150,7 @@ def test_sdist_stores_files_in_place_of_links(distributions: dict[str, Path]) ->
     assert not set(LINKED) & set(members)
     sources = [path for path in (ROOT / "runtime" / "csrc").rglob("*") if path.is_file()]
     assert {f"zq2onnx/{path.relative_to(ROOT).as_posix()}" for path in sources} <= set(members)
-    assert LIBRARY not in members
+    assert not {LIBRARY, *KERNELS} & set(members)
 
 
 @pytest.mark.parametrize("kind", ["sdist", "wheel"])

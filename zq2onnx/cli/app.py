@@ -22,6 +22,7 @@ from zq2onnx.cli.convert import convert
 from zq2onnx.cli.eval import eval_
 from zq2onnx.cli.export import export
 from zq2onnx.cli.inspect import inspect
+from zq2onnx.cli.kernels import kernels
 from zq2onnx.cli.runtime import runtime
 from zq2onnx.cli.sensitivity import sensitivity
 from zq2onnx.cli.study import study
@@ -45,6 +46,7 @@ app.command("sensitivity")(sensitivity)
 app.command("compare")(compare)
 app.command("bench")(bench)
 app.add_typer(runtime, name="runtime")
+app.add_typer(kernels, name="kernels")
 
 _MENDABLE = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -67,6 +69,7 @@ _EXTRAS = {
     "onnxruntime": 'pip install "zq2onnx[cpu]", or "zq2onnx[gpu]" for CUDA, never both',
     "torch": 'pip install "zq2onnx[torch]"',
     "transformers": 'pip install "zq2onnx[torch]"',
+    "triton": 'pip install "zq2onnx[kernels]"',
     "jinja2": 'pip install "zq2onnx[report]"',
     "matplotlib": 'pip install "zq2onnx[report]"',
 }
@@ -116,7 +119,8 @@ def run(application: typer.Typer, argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         result = INTERRUPTED
     if result == INTERRUPTED:
-        resume = {"convert": "; --resume goes on from here", "study": "; the same command goes on from here"}
+        again = "; the same command goes on from here"
+        resume = {"convert": "; --resume goes on from here", "study": again, "kernels": again}
         stderr.print(f"interrupted{resume.get(arguments[0], '') if arguments else ''}")
     return result if isinstance(result, int) else 0
 

@@ -1,0 +1,167 @@
+"""One configuration, compiled into the files of a bundle. Needs Triton, and no GPU.
+
+Triton makes PTX of it; architectures of one family share that, and `ptxas` assembles it for each. The oldest
+ptxas that Triton brings knows them all and is taken: a cubin asks for a driver as new as its ptxas. Where
+ptxas spills a few registers so that more blocks fit, it is told how many it may use instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from zq2onnx.errors import CheckFailed
+from zq2onnx.runtime.kernels.configuration import Configuration
+from zq2onnx.runtime.kernels.configurations import FAMILIES, SHARED_LIMITS, configurations
+from zq2onnx.runtime.kernels.manifest import Hidden, Kernel
+
+REGISTER_BOUNDS = (None, 128, 168, 255)
+"""Registers of a thread that ptxas may use, tried in this order until nothing is spilled."""
+
+SOURCES = ("device/*.py", "compilation.py", "assembly.py")
+"""Modules that a compiled file depends on."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One configuration of a family, and what is to be made of it.
+
+    Attributes:
+        family: whose PTX is made.
+        index: of the configuration among the family's.
+        wanted: pairs of an architecture and a form.
+    """
+
+    family: str
+    index: int
+    wanted: tuple[tuple[str, str], ...]
+
+    @property
+    def configuration(self) -> Configuration:
+        """What is compiled."""
+        return configurations(self.family)[self.index]
+
+
+@cache
+def tool_versions() -> tuple[str, str]:
+    """Versions of Triton and of its ptxas."""
+    import triton
+    from triton import knobs
+
+    said = subprocess.run([knobs.nvidia.ptxas.path, "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"V([\d.]+)", said.stdout)
+    return triton.__version__, found.group(1) if found else "unknown"
+
+
+def key_of(configuration: Configuration, architecture: str, versions: tuple[str, str]) -> str:
+    """Hash of all that a compiled file depends on."""
+    what = repr((configuration, architecture, versions, _sources())).encode()
+    return hashlib.sha256(what).hexdigest()[:16]
+
+
+@cache
+def _sources() -> str:
+    folder = Path(__file__).parent
+    texts = (path.read_bytes() for pattern in SOURCES for path in sorted(folder.glob(pattern)))
+    return hashlib.sha256(b"".join(texts)).hexdigest()
+
+
+def make(work: Work, folder: Path) -> list[Kernel]:
+    """Compile one configuration, and write its files."""
+    from zq2onnx.runtime.kernels.compilation import compile_kernel
+
+    configuration = work.configuration
+    try:
+        compiled = compile_kernel(configuration, work.family)
+    except Exception as error:
+        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        reason = " ".join(str(error).split())[:300]
+        raise CheckFailed(f"{configuration.name} does not compile for {work.family}: {reason}") from None
+    if compiled.metadata.shared > SHARED_LIMITS[work.family]:
+        raise CheckFailed(
+            f"{configuration.name} takes {compiled.metadata.shared} bytes of shared memory; "
+            f"{work.family} has {SHARED_LIMITS[work.family]}"
+        )
+    made = []
+    for architecture, form in work.wanted:
+        content, registers = compiled.asm["ptx"].encode(), 0
+        if form == "cubin":
+            content, registers = assemble(configuration.name, compiled.asm["ptx"], architecture)
+        file = f"{configuration.name}.{architecture}.{form}"
+        unfinished = folder / f".{file}"
+        unfinished.write_bytes(content)
+        unfinished.replace(folder / file)
+        made.append(
+            _describe(
+                compiled, configuration, architecture, form=form, file=file, content=content, used=registers
+            )
+        )
+    return made
+
+
+def _describe(
+    compiled: Any,
+    configuration: Configuration,
+    architecture: str,
+    *,
+    form: str,
+    file: str,
+    content: bytes,
+    used: int,
+) -> Kernel:
+    from zq2onnx.runtime.kernels.compilation import parameters_of
+
+    metadata = compiled.metadata
+    hidden = (
+        Hidden("global_scratch", metadata.global_scratch_size, metadata.global_scratch_align),
+        Hidden("profile_scratch", metadata.profile_scratch_size, metadata.profile_scratch_align),
+    )
+    return Kernel(
+        configuration=configuration,
+        architecture=architecture,
+        form=form,
+        file=file,
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        key=key_of(configuration, architecture, tool_versions()),
+        symbol=metadata.name,
+        arguments=parameters_of(configuration),
+        hidden=hidden,
+        shared=metadata.shared,
+        threads=metadata.num_warps * 32,
+        registers=used,
+        dependent=bool(metadata.launch_pdl),
+    )
+
+
+def assemble(name: str, ptx: str, architecture: str) -> tuple[bytes, int]:
+    """A cubin that spills nothing, and its registers."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory(prefix="zq2onnx-ptxas-") as folder:
+        source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        for bound in REGISTER_BOUNDS:
+            source.write_text(
+                ptx if bound is None else re.sub(r"(\.reqntid \d+)", rf"\1\n.maxnreg {bound}", ptx)
+            )
+            target = re.findall(r"\.target (\w+)", ptx)[0]
+            name_of = architecture if FAMILIES[architecture] != architecture else target
+            said = subprocess.run(
+                [knobs.nvidia.ptxas.path, "-v", f"--gpu-name={name_of}", str(source), "-o", str(cubin)],
+                capture_output=True,
+                text=True,
+            )
+            if said.returncode:
+                raise CheckFailed(f"{name} for {architecture}: {' '.join(said.stderr.split())[:300]}")
+            spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said.stderr)
+            used = re.search(r"Used (\d+) registers", said.stderr)
+            if spilled and used and spilled.groups() == ("0", "0"):
+                return cubin.read_bytes(), int(used.group(1))
+    raise CheckFailed(f"{name} for {architecture} spills registers")

@@ -1,0 +1,193 @@
+"""Compiles every configuration ahead of time, into a folder that a host without Triton launches from.
+
+A build is incremental: what would come out the same is kept, and what an interrupted one made is found again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+from zq2onnx.errors import CheckFailed, UserError
+from zq2onnx.runtime.kernels.assembly import Work, key_of, make, tool_versions
+from zq2onnx.runtime.kernels.configurations import ARCHITECTURES, FAMILIES, configurations
+from zq2onnx.runtime.kernels.manifest import (
+    MANIFEST,
+    Kernel,
+    Manifest,
+    is_there,
+    read_manifest,
+    write_manifest,
+)
+
+PORTABLE = "sm_80"
+"""Whose PTX is kept: it uses nothing that later architectures lack."""
+
+UNFINISHED = "unfinished.json"
+"""The manifest of what an interrupted build had made."""
+
+
+def build(
+    folder: Path,
+    architectures: Sequence[str] = ARCHITECTURES,
+    *,
+    only: str = "",
+    jobs: int | None = None,
+    advance: Callable[[float], None] = lambda files: None,
+) -> tuple[Manifest, int]:
+    """Compile what is not compiled yet; afterwards the folder holds these architectures and no others.
+
+    Args:
+        folder: made if its parent exists.
+        architectures: as `sm_90`, of `ARCHITECTURES`.
+        only: a regular expression: configurations whose names it is found in.
+        jobs: processes; None: one for each processor.
+        advance: called with the number of files done, of `file_count` in all.
+
+    Returns:
+        The bundle, and how many of its files are new.
+
+    Raises:
+        UserError: an architecture is not known.
+        CheckFailed: a kernel does not compile, spills registers or exceeds the shared memory.
+    """
+    file_count(architectures, only)
+    versions = tool_versions()
+    folder.mkdir(exist_ok=True)
+    before = _earlier(folder)
+    wanted = [name for name in ARCHITECTURES if name in architectures]
+    done, open_work = _split(wanted, only, before, versions)
+    advance(len(done))
+    made: list[Kernel] = []
+    try:
+        for kernels in _compiled(open_work, folder, jobs):
+            made += kernels
+            advance(len(kernels))
+    except BaseException:
+        write_manifest(folder, Manifest(*versions, (*done, *made)), UNFINISHED)
+        raise
+    manifest = Manifest(*versions, _ordered((*done, *made), wanted))
+    write_manifest(folder, manifest)
+    _remove_others(folder, manifest)
+    return manifest, len(made)
+
+
+def file_count(architectures: Sequence[str], only: str = "") -> int:
+    """How many files a bundle of these has.
+
+    Raises:
+        UserError: an architecture is not known, or there is no such configuration.
+    """
+    unknown = [name for name in architectures if name not in ARCHITECTURES]
+    if unknown:
+        raise UserError(f"architecture {unknown[0]!r}", f"of {', '.join(ARCHITECTURES)}")
+    forms = [*set(architectures), *([PORTABLE] if PORTABLE in map(FAMILIES.get, architectures) else [])]
+    names = [made.name for family in forms for made in configurations(family) if re.search(only, made.name)]
+    if not names:
+        raise UserError(f"no kernel's name matches {only!r}", "a regular expression found in one, as w4_fp16")
+    return len(names)
+
+
+def _earlier(folder: Path) -> dict[tuple[str, str, str], Kernel]:
+    """What an earlier build made, finished or not, by name, architecture and form."""
+    found = {}
+    for name in (MANIFEST, UNFINISHED):
+        try:
+            kernels = read_manifest(folder, name, whole=False).kernels
+        except UserError:
+            continue
+        found.update(
+            {
+                (kernel.configuration.name, kernel.architecture, kernel.form): kernel
+                for kernel in kernels
+                if is_there(kernel, folder)
+            }
+        )
+    return found
+
+
+def _split(
+    architectures: Sequence[str],
+    only: str,
+    before: dict[tuple[str, str, str], Kernel],
+    versions: tuple[str, str],
+) -> tuple[list[Kernel], list[Work]]:
+    """What is made already, and what is to be made."""
+    done, left = [], []
+    for family in dict.fromkeys(FAMILIES[name] for name in architectures):
+        forms = [(name, "cubin") for name in architectures if FAMILIES[name] == family]
+        forms += [(PORTABLE, "ptx")] if family == PORTABLE else []
+        for index, configuration in enumerate(configurations(family)):
+            if not re.search(only, configuration.name):
+                continue
+            missing = []
+            for architecture, form in forms:
+                kernel = before.get((configuration.name, architecture, form))
+                if kernel is not None and kernel.key == key_of(configuration, architecture, versions):
+                    done.append(kernel)
+                else:
+                    missing.append((architecture, form))
+            if missing:
+                left.append(Work(family, index, tuple(missing)))
+    return done, left
+
+
+def _compiled(works: Sequence[Work], folder: Path, jobs: int | None) -> Iterator[list[Kernel]]:
+    """Yield what each work gives, as it is done."""
+    if not works:
+        return
+    with tempfile.TemporaryDirectory(prefix="zq2onnx-triton-") as cache:
+        pool = ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn"), _prepare, (cache,))
+        try:
+            futures: list[Future[list[Kernel]]] = [pool.submit(make, work, folder) for work in works]
+            failed = []
+            for future in as_completed(futures):
+                try:
+                    yield future.result()
+                except CheckFailed as error:
+                    failed.append(str(error))
+            if failed:
+                others = f"; and {len(failed) - 1} others" if len(failed) > 1 else ""
+                raise CheckFailed(min(failed) + others)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _prepare(cache: str) -> None:
+    """In a process of the pool, before it loads Triton."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked is interrupted, and ends the pool
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ["TRITON_CACHE_DIR"] = cache
+    os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # it would be half of every file
+    from triton import knobs
+
+    os.environ["TRITON_PTXAS_BLACKWELL_PATH"] = knobs.nvidia.ptxas.path
+
+
+def _ordered(kernels: Sequence[Kernel], architectures: Sequence[str]) -> tuple[Kernel, ...]:
+    """By form, architecture and preference, whatever the order in which they were made."""
+    place = {
+        (name, configuration.name): index
+        for name in architectures
+        for index, configuration in enumerate(configurations(name))
+    }
+
+    def rank(kernel: Kernel) -> tuple[bool, int, int]:
+        where = ARCHITECTURES.index(kernel.architecture)
+        return kernel.form == "ptx", where, place.get((kernel.architecture, kernel.configuration.name), 0)
+
+    return tuple(sorted(kernels, key=rank))
+
+
+def _remove_others(folder: Path, manifest: Manifest) -> None:
+    """What earlier builds left there: files of kernels, and of unfinished builds."""
+    kept = {kernel.file for kernel in manifest.kernels}
+    for path in folder.iterdir():
+        if path.name == UNFINISHED or (path.suffix in (".cubin", ".ptx") and path.name not in kept):
+            path.unlink()
