@@ -58,7 +58,7 @@ bench-bodies:
 bench-cpu:
 	$(PYTHON) benchmarks/cpu_matmul.py
 
-# The CUDA kernels against the oracle and beside cuBLAS, and the bars they are held to; needs a GPU, eight minutes
+# The CUDA kernels beside the oracle and cuBLAS, and the bars they are held to; eight minutes, needs a GPU
 bench-cuda:
 	$(PYTHON) benchmarks/cuda_matmul.py
 

@@ -79,7 +79,7 @@ def check_library(python: Path, home: Path, cwd: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what is packaged, so that a build leaves nothing in the working tree; with a bundle in name."""
+    """A copy of what is packaged, so that a build leaves nothing in the working tree; with a bundle."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in SOURCES:
         source = ROOT / name

@@ -218,8 +218,7 @@ def _many(deep: int) -> Iterator[Configuration]:
             yield many_tokens(bits, dtype, tall8, unit=128, int8=True, by_block=True)
         for bits in (4, 8):
             yield many_tokens(bits, dtype, wide8, unit=128, int8=True, one_group=True)
-            # Whole codes of 8 bits and two sums at once: where the tile is larger, mma.sync spills registers.
-            grouped8 = wide8 if bits == 4 or deep > 3 else tall8
+            grouped8 = wide8 if bits == 4 else tall8  # two rows of codes and two sums: registers run out
             yield many_tokens(bits, dtype, grouped8, unit=128, int8=True)
             tile = Tile(64, 128, 64, 8, deep)
             yield many_tokens(bits, dtype, tile, unit=64, at_most=SEVERAL_TOKENS)

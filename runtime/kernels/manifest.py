@@ -5,7 +5,8 @@
         "file": "few_w4_fp16_u128_m8_p4.sm_90.cubin", "bytes": 21704, "sha256": "..", "key": "..",
         "symbol": "few_tokens", "arguments": [{"name": "X", "type": "*fp16", "multiple_of": 16}, ..],
         "hidden": [{"name": "global_scratch", "bytes": 0, "alignment": 1}, ..],
-        "shared": 49664, "threads": 128, "registers": 126, "dependent": true,
+        "shared": 49664, "threads": 128, "registers": 126, "spilled": 0,
+        "dependent": true,
         "dtype": "fp16", "x_dtype": "fp16", "constants": {"BITS": 4, ..}, "warps": 4, "stages": 4,
         "when": [{"size": "M", "at_least": 0, "at_most": 8, "multiple_of": 1}, ..],
         "grid": [[["N", 32]], [["M", 8]], []], "aligned": true}, ..]}
@@ -81,6 +82,7 @@ class Kernel:
         shared: bytes of dynamic shared memory.
         threads: in a block.
         registers: of each thread; 0 where the driver will say.
+        spilled: bytes of them that each thread keeps in memory.
         dependent: whether it may be launched before the launch before it has ended.
     """
 
@@ -97,6 +99,7 @@ class Kernel:
     shared: int
     threads: int
     registers: int
+    spilled: int
     dependent: bool
 
 

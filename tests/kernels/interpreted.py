@@ -143,7 +143,8 @@ def check(
     excess = np.abs(result.astype(np.float64) - expected) - slack
     assert result.shape == expected.shape
     assert not np.isnan(excess).any()
-    allowed = tolerance(problem, inputs) + UNITS[problem.dtype] * np.abs(expected)
+    bias = np.abs(inputs.get("bias", np.zeros(expected.shape[1]))[: expected.shape[1]].astype(np.float64))
+    allowed = tolerance(problem, inputs) + UNITS[problem.dtype] * (np.abs(expected) + bias)
     worst = np.unravel_index((excess - allowed).argmax(), excess.shape)
     assert (excess <= allowed).all(), (
         f"{kernels_of(plan(problem, 'sm_90', product=product))}: at {worst} {result[worst]}, "

@@ -113,7 +113,7 @@ def test_nothing_is_spilled_and_shared_memory_suffices() -> None:
     pattern = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
     for kernel, said in cuobjdump("--dump-resource-usage"):
         registers, stack, fixed, local = map(int, pattern.search(said).groups())  # type: ignore[union-attr]
-        assert (stack, local) == (0, 0), kernel.file
+        assert (stack, local, kernel.spilled) == (0, 0, 0), kernel.file
         assert registers == kernel.registers and registers * kernel.threads <= 1 << 16, kernel.file
         assert kernel.shared + fixed <= SHARED_LIMITS[kernel.architecture], kernel.file
         assert kernel.threads == 32 * kernel.configuration.warps <= 1024

@@ -98,6 +98,9 @@ def _print(folder: Path, bundle: Manifest, new: int | None) -> None:
             f"up to {max(made.shared for made in of_kind) / 1024:.0f}",
         )
     console.stdout.print(table)
+    spilling = [made.file for made in bundle.kernels if made.spilled]
+    if spilling:
+        console.stdout.print(f"{len(spilling)} spill registers, and are slower for it: {', '.join(spilling)}")
     size = sum(made.bytes for made in bundle.kernels) / 1e6
     said = "" if new is None else f", {new} of them new"
     console.stdout.print(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from zq2onnx.cli import console
+from zq2onnx.errors import UserError
 
 if TYPE_CHECKING:
     from zq2onnx.runtime.library import LibraryDescription
@@ -34,8 +35,26 @@ def info() -> None:
 
     if library_file() is None:
         console.stdout.print("library: not built, for want of a C++17 compiler; models run on stock kernels")
+    else:
+        _print(describe())
+    _print_bundle()
+
+
+def _print_bundle() -> None:
+    """Which CUDA kernels are compiled; ONNX Runtime does not run them yet."""
+    from zq2onnx.runtime.kernels.manifest import bundle_folder, read_manifest
+
+    folder = bundle_folder()
+    if not folder.exists():
+        console.stdout.print("CUDA kernels: none compiled (zq2onnx kernels build); GPUs run stock kernels")
         return
-    _print(describe())
+    try:
+        found = " ".join(read_manifest(folder).architectures)
+    except UserError as error:
+        console.stdout.print(f"CUDA kernels: {error}", soft_wrap=True)
+    else:
+        said = f"CUDA kernels: {folder}, for {found}; not registered yet: GPUs run stock kernels"
+        console.stdout.print(said, soft_wrap=True)
 
 
 def _print(description: LibraryDescription) -> None:

@@ -140,7 +140,7 @@ def zero_product(
 
     It is a product of K / 128 columns, once, where taking them off tile by tile would double the work there.
     """
-    COLUMNS: tl.constexpr = 8
+    COLUMNS: tl.constexpr = 16
     for column in range(0, tl.cdiv(K, SUMMED), COLUMNS):
         i = column + tl.arange(0, COLUMNS)
         unit = i * SUMMED
