@@ -1,9 +1,9 @@
 """One configuration, compiled into the files of a bundle. Needs Triton, and no GPU.
 
-Triton makes PTX of it; architectures of one family share that, and `ptxas` assembles it for each. The oldest
-ptxas that Triton brings knows them all and is taken: a cubin asks for a driver as new as its ptxas. Where
-ptxas spills a few registers so that more blocks fit, it is told how many it may use instead; what spills all
-the same is correct, and counted.
+Triton makes PTX and a cubin of it; architectures of one family share the PTX, which ptxas assembles for the
+others. The oldest ptxas that Triton brings knows them all and is taken: a cubin asks for a driver as new as
+its ptxas. Where ptxas spills a few registers so that more blocks fit, it is told how many it may use instead;
+what spills all the same is correct, and counted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Assembled:
     spilled: int = 0
 
 
-SOURCES = ("device/*.py", "compilation.py", "assembly.py")
+SOURCES = ("device/*.py", "compilation.py", "assembly.py", "bundle.py")
 """Modules that a compiled file depends on."""
 
 
@@ -72,8 +72,14 @@ def tool_versions() -> tuple[str, str]:
 
 def key_of(configuration: Configuration, architecture: str, versions: tuple[str, str]) -> str:
     """Hash of all that a compiled file depends on."""
-    what = repr((configuration, architecture, versions, _sources())).encode()
+    what = repr((configuration, architecture, FAMILIES[architecture], versions, _sources())).encode()
     return hashlib.sha256(what).hexdigest()[:16]
+
+
+def file_name(configuration: Configuration, architecture: str, form: str, versions: tuple[str, str]) -> str:
+    """A kernel's file. It is never another's: no file is replaced while an earlier manifest names it."""
+    key = key_of(configuration, architecture, versions)
+    return f"{configuration.name}.{architecture}.{key[:8]}.{form}"
 
 
 @cache
@@ -102,9 +108,14 @@ def make(work: Work, folder: Path) -> list[Kernel]:
                 f"{configuration.name} takes {compiled.metadata.shared} bytes of shared memory; "
                 f"{architecture} has {SHARED_LIMITS[architecture]}"
             )
-        ptx = compiled.asm["ptx"]
-        made = Assembled(ptx.encode()) if form == "ptx" else assemble(configuration.name, ptx, architecture)
-        file = f"{configuration.name}.{architecture}.{form}"
+        ptx, triton_made = compiled.asm["ptx"], _inspect(compiled.asm["cubin"])
+        if form == "ptx":
+            made = Assembled(ptx.encode())
+        elif architecture == work.family and not triton_made.spilled:
+            made = triton_made
+        else:
+            made = assemble(configuration.name, ptx, architecture)
+        file = file_name(configuration, architecture, form, tool_versions())
         unfinished = folder / f".{file}"
         unfinished.write_bytes(made.content)
         unfinished.replace(folder / file)
@@ -139,6 +150,19 @@ def _describe(
         spilled=made.spilled,
         dependent=bool(metadata.launch_pdl),
     )
+
+
+def _inspect(cubin: bytes) -> Assembled:
+    """What Triton assembled. A kernel of ours has a stack for what it spills alone."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.findall(rf"{name}:(\d+)", said)[0]) for name in ("REG", "STACK"))
+    return Assembled(cubin, registers, stack)
 
 
 def assemble(name: str, ptx: str, architecture: str) -> Assembled:

@@ -5,17 +5,19 @@ A build is incremental: what would come out the same is kept, and what an interr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
 from zq2onnx.errors import CheckFailed, UserError
-from zq2onnx.runtime.kernels.assembly import Work, key_of, make, tool_versions
+from zq2onnx.runtime.kernels.assembly import Work, file_name, make, tool_versions
 from zq2onnx.runtime.kernels.configurations import ARCHITECTURES, FAMILIES, configurations
 from zq2onnx.runtime.kernels.manifest import (
     MANIFEST,
@@ -60,9 +62,14 @@ def build(
     file_count(architectures, only)
     versions = tool_versions()
     folder.mkdir(exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise UserError(
+            f"{folder} cannot be written", "a folder that can", "change its permissions, or -o DIR"
+        )
     before = _earlier(folder)
     wanted = [name for name in ARCHITECTURES if name in architectures]
-    done, open_work = _split(wanted, only, before, versions)
+    there = {kernel.file: kernel for kernel in before if is_there(kernel, folder)}
+    done, open_work = _split(wanted, only, there, versions)
     advance(len(done))
     made: list[Kernel] = []
     try:
@@ -70,11 +77,12 @@ def build(
             made += kernels
             advance(len(kernels))
     except BaseException:
-        write_manifest(folder, Manifest(*versions, (*done, *made)), UNFINISHED)
+        with contextlib.suppress(OSError):  # what stopped the build is to be told of
+            write_manifest(folder, Manifest(*versions, (*done, *made)), UNFINISHED)
         raise
     manifest = Manifest(*versions, _ordered((*done, *made), wanted))
     write_manifest(folder, manifest)
-    _remove_others(folder, manifest)
+    _remove_earlier(folder, manifest, before)
     return manifest, len(made)
 
 
@@ -88,34 +96,29 @@ def file_count(architectures: Sequence[str], only: str = "") -> int:
     if unknown:
         raise UserError(f"architecture {unknown[0]!r}", f"of {', '.join(ARCHITECTURES)}")
     forms = [*set(architectures), *([PORTABLE] if PORTABLE in map(FAMILIES.get, architectures) else [])]
-    names = [made.name for family in forms for made in configurations(family) if re.search(only, made.name)]
+    try:
+        pattern = re.compile(only)
+    except re.error as error:
+        raise UserError(f"{only!r} is no regular expression: {error}", "one as Python reads it") from None
+    names = [made.name for family in forms for made in configurations(family) if pattern.search(made.name)]
     if not names:
         raise UserError(f"no kernel's name matches {only!r}", "a regular expression found in one, as w4_fp16")
     return len(names)
 
 
-def _earlier(folder: Path) -> dict[tuple[str, str, str], Kernel]:
-    """What an earlier build made, finished or not, by name, architecture and form."""
-    found = {}
+def _earlier(folder: Path) -> list[Kernel]:
+    """What earlier builds made, finished or not, the newest last."""
+    found: list[Kernel] = []
     for name in (MANIFEST, UNFINISHED):
-        try:
-            kernels = read_manifest(folder, name, whole=False).kernels
-        except UserError:
-            continue
-        found.update(
-            {
-                (kernel.configuration.name, kernel.architecture, kernel.form): kernel
-                for kernel in kernels
-                if is_there(kernel, folder)
-            }
-        )
+        with contextlib.suppress(UserError):
+            found += read_manifest(folder, name, whole=False).kernels
     return found
 
 
 def _split(
     architectures: Sequence[str],
     only: str,
-    before: dict[tuple[str, str, str], Kernel],
+    before: dict[str, Kernel],
     versions: tuple[str, str],
 ) -> tuple[list[Kernel], list[Work]]:
     """What is made already, and what is to be made."""
@@ -128,8 +131,8 @@ def _split(
                 continue
             missing = []
             for architecture, form in forms:
-                kernel = before.get((configuration.name, architecture, form))
-                if kernel is not None and kernel.key == key_of(configuration, architecture, versions):
+                kernel = before.get(file_name(configuration, architecture, form, versions))
+                if kernel is not None:
                     done.append(kernel)
                 else:
                     missing.append((architecture, form))
@@ -145,7 +148,8 @@ def _compiled(works: Sequence[Work], folder: Path, jobs: int | None) -> Iterator
     with tempfile.TemporaryDirectory(prefix="zq2onnx-triton-") as cache:
         pool = ProcessPoolExecutor(jobs or os.cpu_count(), get_context("spawn"), _prepare, (cache,))
         try:
-            futures: list[Future[list[Kernel]]] = [pool.submit(make, work, folder) for work in works]
+            with _uninterrupted():
+                futures: list[Future[list[Kernel]]] = [pool.submit(make, work, folder) for work in works]
             failed = []
             for future in as_completed(futures):
                 try:
@@ -159,9 +163,21 @@ def _compiled(works: Sequence[Work], folder: Path, jobs: int | None) -> Iterator
             pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let processes that are begun here never see Ctrl-C: who began them is interrupted, and ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _prepare(cache: str) -> None:
     """In a process of the pool, before it loads Triton."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked is interrupted, and ends the pool
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ["TRITON_CACHE_DIR"] = cache
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # it would be half of every file
@@ -185,9 +201,11 @@ def _ordered(kernels: Sequence[Kernel], architectures: Sequence[str]) -> tuple[K
     return tuple(sorted(kernels, key=rank))
 
 
-def _remove_others(folder: Path, manifest: Manifest) -> None:
-    """What earlier builds left there: files of kernels, and of unfinished builds."""
+def _remove_earlier(folder: Path, manifest: Manifest, before: Iterable[Kernel]) -> None:
+    """Remove what earlier builds left there, finished or not, and nothing else."""
     kept = {kernel.file for kernel in manifest.kernels}
+    gone = {kernel.file for kernel in before} - kept
+    unfinished = re.compile(r"\.(manifest|unfinished)\.json\.\d+|\.\w+\.sm_\d+\.\w{8}\.(cubin|ptx)")
     for path in folder.iterdir():
-        if path.name == UNFINISHED or (path.suffix in (".cubin", ".ptx") and path.name not in kept):
+        if path.name == UNFINISHED or path.name in gone or unfinished.fullmatch(path.name):
             path.unlink()

@@ -10,11 +10,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from zq2onnx.runtime.kernels.configuration import Configuration
+from zq2onnx.runtime.kernels.configurations import DEPENDENT_LAUNCH
 from zq2onnx.runtime.kernels.device.any_shape import any_shape
 from zq2onnx.runtime.kernels.device.few_tokens import few_tokens
 from zq2onnx.runtime.kernels.device.many_tokens import many_tokens
 from zq2onnx.runtime.kernels.device.prologue import prologue
 from zq2onnx.runtime.kernels.manifest import Argument
+from zq2onnx.runtime.kernels.problem import ROUND_TILE
 
 KERNELS: Mapping[str, triton.JITFunction[Any]] = {
     "prologue": prologue,
@@ -23,27 +25,23 @@ KERNELS: Mapping[str, triton.JITFunction[Any]] = {
     "any_shape": any_shape,
 }
 
-DEPENDENT_LAUNCH = 90
-"""The least compute capability with programmatic dependent launch."""
-
 PTX_VERSIONS = {"sm_80": 80, "sm_90": 80, "sm_100": 86, "sm_120": 87}
 """The oldest that knows the architecture, or CUDA 12.0's: newer ones ask for a newer driver."""
 
 _FLOAT32 = ("T", "sums", "x_scales")
 _BYTES = ("B", "zero_points", "U", "V")
 
-ALIGNED = ("A", "X", "B", "K", "x_stride", "row_bytes", "k_padded")
+ALIGNED = ("A", "X", "B", "K", "x_stride", "row_bytes")
 """Parameters of aligned configurations that are multiples of 16: addresses, and sizes."""
 
 
 def constants_of(configuration: Configuration, architecture: str) -> dict[str, Any]:
     """Every `tl.constexpr` parameter by name, for an architecture (`"interpreter"`: for none)."""
     wide = configuration.dtype == "fp32"
-    capability = 0 if architecture == "interpreter" else capability_of(architecture)
     return {
         **dict(configuration.constants),
         "PRECISION": "ieee" if wide else "tf32",
-        "PDL": capability >= DEPENDENT_LAUNCH,
+        "PDL": architecture in DEPENDENT_LAUNCH,
     }
 
 
@@ -60,9 +58,14 @@ def parameters_of(configuration: Configuration) -> tuple[Argument, ...]:
     kernel = KERNELS[configuration.kernel]
     names = [parameter.name for parameter in kernel.params if not parameter.is_constexpr]
     return tuple(
-        Argument(name, _type(name, configuration), 16 if configuration.aligned and name in ALIGNED else 1)
-        for name in names
+        Argument(name, _type(name, configuration), _multiple_of(name, configuration)) for name in names
     )
+
+
+def _multiple_of(name: str, configuration: Configuration) -> int:
+    if name == "k_padded" or (name == "x_stride" and configuration.x_dtype == "i8"):
+        return ROUND_TILE  # so that half a row of codes is known to be aligned too
+    return 16 if configuration.aligned and name in ALIGNED else 1
 
 
 def _type(name: str, configuration: Configuration) -> str:

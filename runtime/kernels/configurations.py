@@ -19,6 +19,7 @@ from zq2onnx.runtime.kernels.problem import (
     NO_BOUND,
     RANK_TILE,
     ROUND_TILE,
+    ROUNDINGS,
     TOKEN_TILE,
     WHOLE_BYTES,
 )
@@ -37,6 +38,9 @@ SHARED_LIMITS = {
 }
 """Bytes of shared memory that one block may have (CUDA C++ Programming Guide, compute capabilities)."""
 
+DEPENDENT_LAUNCH = ("sm_90", "sm_100", "sm_120")
+"""Where a product may be launched before its prologue has ended, and waits for it."""
+
 FAMILIES = {"sm_80": "sm_80", "sm_86": "sm_80", "sm_89": "sm_80"} | {
     name: name for name in ("sm_90", "sm_100", "sm_120")
 }
@@ -49,9 +53,11 @@ FEW_ROWS = 6144
 """Up to here eight parts of K fill a large GPU where four would not."""
 
 
-def storage_conditions(bits: int, unit: int, block: int) -> tuple[Condition, ...]:
+def storage_conditions(bits: int, unit: int, block: int, int8: bool) -> tuple[Condition, ...]:
     """What tuned products need of a weight: 16-byte accesses, one scale for each unit, whole blocks."""
     fixed = (
+        exactly("bits", bits),
+        *((Condition("rounds", at_least=1),) if int8 else ()),
         Condition("K", multiple_of=16),
         Condition("row_bytes", multiple_of=16),
         Condition("group_shift", at_least=unit.bit_length() - 1),
@@ -77,7 +83,7 @@ def few_tokens(
         constants,
         tile.warps,
         tile.stages,
-        (Condition("M", at_most=tile.tokens), *rows, *blocks, *storage_conditions(bits, unit, block)),
+        (Condition("M", at_most=tile.tokens), *rows, *blocks, *storage_conditions(bits, unit, block, int8)),
         ((("N", tile.rows),), (("M", tile.tokens),), ()),
         aligned=True,
     )
@@ -115,7 +121,7 @@ def many_tokens(
         constants,
         tile.warps,
         tile.stages,
-        (*tokens, *kind, *blocks, *group, *storage_conditions(bits, unit, block)),
+        (*tokens, *kind, *blocks, *group, *storage_conditions(bits, unit, block, int8)),
         ((("N", tile.rows), ("M", tile.tokens)), (), ()),
         aligned=True,
     )
@@ -132,8 +138,8 @@ def any_shape(bits: int, dtype: str) -> Configuration:
         (("BITS", bits), ("BM", 16), ("BN", rows), ("BK", 16)),
         4,
         2,
-        (),
-        ((("N", rows),), (("M", 16),), ()),
+        (exactly("bits", bits),),
+        ((("N", rows), ("M", 16)), (), ()),
         aligned=False,
     )
 
@@ -152,14 +158,15 @@ def prologue(
         "" if rounding is None else ("_codes" if codes else "_floats") + ("" if split else "_whole") * codes
     )
     anywhere = "" if aligned else "_any"
-    kinds = {None: 0, ActGranularity.TOKEN: 1, ActGranularity.BLOCK: 2}
+    kind = ROUNDINGS[rounding]
+    stored = (exactly("bits", WHOLE_BYTES) if not split else Condition("bits", at_most=8),) if codes else ()
     return Configuration(
         "prologue",
         f"prologue_{what}{form}_{dtype}{anywhere}",
         dtype,
         "i8" if codes else dtype,
         (
-            ("ROUND", kinds[rounding]),
+            ("ROUND", kind),
             ("CODES", codes),
             ("SPLIT", split),
             ("BM", TOKEN_TILE),
@@ -167,7 +174,12 @@ def prologue(
         ),
         4,
         2,
-        (Condition("K", multiple_of=16),) if aligned else (),
+        (
+            exactly("rounds", kind),
+            exactly("codes", int(codes)),
+            *stored,
+            *((Condition("K", multiple_of=16),) if aligned else ()),
+        ),
         ((("M", TOKEN_TILE),), (("parts", 1),), (("rank_or_one", RANK_TILE),)),
         aligned,
     )

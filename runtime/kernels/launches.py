@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from zq2onnx.runtime.kernels.choice import choose, prologue_for
 from zq2onnx.runtime.kernels.configuration import Configuration
+from zq2onnx.runtime.kernels.configurations import DEPENDENT_LAUNCH
 from zq2onnx.runtime.kernels.problem import SUMMED, Problem
 
 
@@ -18,7 +19,8 @@ class Launch:
         grid: blocks along its three axes.
         pointers: for each pointer parameter, whose array it is: an input of the node, `Y`, or a scratch.
         integers: the integer parameters.
-        dependent: whether it may begin before the launch before it has ended (programmatic dependent launch).
+        dependent: whether it may begin before the launch before it has ended (programmatic dependent launch):
+            it waits by itself for what it needs. Never so of PTX for other architectures.
     """
 
     configuration: Configuration
@@ -59,8 +61,8 @@ def plan(
     """Choose the kernels of a problem.
 
     Args:
-        architecture: of the GPU, as `sm_90`.
-        aligned: whether A and B lie at multiples of 16 bytes.
+        architecture: that the kernels are compiled for, as `sm_90`.
+        aligned: whether all arrays, scratch too, lie at multiples of 16 bytes.
         product: one whose conditions hold, to be taken instead of the first of them.
     """
     product = product or choose(problem, architecture, aligned=aligned)
@@ -90,7 +92,7 @@ def plan(
             product.extents(sizes),
             {name: name for name in pointers} | ({} if rounds else {"X": "A"}),
             {name: sizes[name] for name in names},
-            dependent=first is not None,
+            dependent=first is not None and architecture in DEPENDENT_LAUNCH,
         )
     )
     return Plan(tuple(launches), _scratch(problem, codes, rounds))

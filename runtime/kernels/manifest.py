@@ -2,7 +2,7 @@
 
     {"format": 1, "triton": "3.9.0", "ptxas": "12.9.86", "kernels": [{
         "name": "few_w4_fp16_u128_m8_p4", "kernel": "few_tokens", "architecture": "sm_90", "form": "cubin",
-        "file": "few_w4_fp16_u128_m8_p4.sm_90.cubin", "bytes": 21704, "sha256": "..", "key": "..",
+        "file": "few_w4_fp16_u128_m8_p4.sm_90.1f0c2a9b.cubin", "bytes": 21704, "sha256": "..", "key": "..",
         "symbol": "few_tokens", "arguments": [{"name": "X", "type": "*fp16", "multiple_of": 16}, ..],
         "hidden": [{"name": "global_scratch", "bytes": 0, "alignment": 1}, ..],
         "shared": 49664, "threads": 128, "registers": 126, "spilled": 0,
@@ -11,13 +11,29 @@
         "when": [{"size": "M", "at_least": 0, "at_most": 8, "multiple_of": 1}, ..],
         "grid": [[["N", 32]], [["M", 8]], []], "aligned": true}, ..]}
 
-A launch passes `arguments` in their order, each by its name, and after them a pointer for each of `hidden`,
-which may be null where `bytes` is 0. Of kernels of one architecture the first whose `when` holds is to be
-taken. `form` "ptx": for every architecture from `architecture` on that has no cubins, compiled by the driver.
+What a host does, for a node and a number of tokens that have the *sizes* of `Problem.sizes`:
+
+1. The *product*: of the kernels of its architecture with `dtype` A's type that are not "prologue", the
+   first whose `when` holds for the sizes; `aligned` ones only where all arrays lie at multiples of 16
+   bytes.
+2. The *prologue*, if activations are rounded or there is a branch: likewise of those that are "prologue",
+   with the size `codes`: 1 where the product's `x_dtype` is "i8", else 0.
+3. Scratch: `T` float32 [parts, M, rank]; where activations are rounded `X`, of the product's x_dtype, [M,
+   k_padded] if that is "i8", else [M, K], and `x_scales` float32 [M, x_blocks]; for "i8" also `sums`
+   float32 [M, k_padded / 128].
+4. Launches: `arguments` in their order, each by its name: an input of the node, Y, a scratch, or a size.
+   `x_stride` is k_padded or K, as X has it, and `x_waits` 1 where activations are rounded; where they are
+   not, the product's `X` is A. What is absent is null. After them a pointer for each of `hidden`, null
+   where `bytes` is 0. `grid`: an axis is the product of ceil(size / tile) over its pairs; where one is 0,
+   nothing is launched. A product with `dependent` may have the attribute of programmatic dependent launch,
+   if a prologue was launched before it.
+
+`form` "ptx": for every architecture from `architecture` on that has no cubins, compiled by the driver.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -170,16 +186,18 @@ def write_manifest(folder: Path, manifest: Manifest, name: str = MANIFEST) -> No
 
 
 def is_there(kernel: Kernel, folder: Path) -> bool:
-    """Whether a kernel's file is in the folder, and whole by its length."""
+    """Whether a kernel's file is in the folder, as it was written."""
     file = folder / kernel.file
-    return file.parent == folder and file.is_file() and file.stat().st_size == kernel.bytes
+    if file.parent != folder or not file.is_file():
+        return False
+    return hashlib.sha256(file.read_bytes()).hexdigest() == kernel.sha256
 
 
 def read_manifest(folder: Path, name: str = MANIFEST, *, whole: bool = True) -> Manifest:
     """Read a bundle's manifest.
 
     Args:
-        whole: see that all its files are there.
+        whole: see that all its files are there, as they were written.
 
     Raises:
         UserError: there is none, or it is cut short, of another format, or of other files.
@@ -200,5 +218,7 @@ def read_manifest(folder: Path, name: str = MANIFEST, *, whole: bool = True) -> 
     missing = [kernel for kernel in manifest.kernels if whole and not is_there(kernel, folder)]
     if missing:
         found = f"{len(missing)} of {len(manifest.kernels)} kernels, {missing[0].file} one of them"
-        raise UserError(f"{folder} lacks {found}", "the files that its manifest names, whole", remedy)
+        raise UserError(
+            f"{folder} lacks {found}", "the files that its manifest names, as they were written", remedy
+        )
     return manifest

@@ -44,6 +44,10 @@ def _shift(size: int) -> int:
     return size.bit_length() - 1 if size & (size - 1) == 0 else -1
 
 
+ROUNDINGS = {None: 0, ActGranularity.TOKEN: 1, ActGranularity.BLOCK: 2}
+"""How activations are rounded, as the sizes say it."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """A node and the number of its tokens.
@@ -102,6 +106,8 @@ class Problem:
         layout, by_block = self.layout, self.granularity is ActGranularity.BLOCK
         _, k_blocks, block_bytes = layout.codes_shape
         return {
+            "bits": self.bits,
+            "rounds": ROUNDINGS[self.granularity],
             "M": self.tokens,
             "N": layout.n,
             "K": layout.k,

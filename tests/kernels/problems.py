@@ -63,31 +63,38 @@ def row_bytes(layout: PackedLayout) -> int:
     return blocks * length
 
 
-def for_product(
-    configuration: Configuration, *, lorc: bool, int8_factors: bool
-) -> tuple[Problem, dict[str, Array]]:
-    """A problem that a product may be taken for, ragged in all its sizes."""
+def for_product(configuration: Configuration, *, small: bool = False) -> tuple[Problem, dict[str, Array]]:
+    """A problem that a product may be taken for, ragged in all its sizes.
+
+    Args:
+        small: of less than a tile of rows and tokens, without branch and bias.
+    """
+    lorc = bias = int8_factors = not small
     constants = dict(configuration.constants)
     tile = int(constants["BM"])
-    tokens = {"few_tokens": tile - 3, "many_tokens": tile + 37, "any_shape": 21}[configuration.kernel]
+    tokens = {"few_tokens": tile - 3, "many_tokens": tile + 29, "any_shape": 21}[configuration.kernel]
     rows = int(constants["BN"]) + 37
+    if small:
+        tokens, rows = tile // 2 + 1, int(constants["BN"]) - 11
     if configuration.kernel == "any_shape":
         return make(
             operator_of(configuration, lorc=lorc), tokens, 77, rows, 16, configuration.dtype,
-            int8_factors=int8_factors,
+            int8_factors=int8_factors, bias=bias,
         )  # fmt: skip
     if constants.get("ONE_GROUP"):
         group: str | int = "row"
     else:
         group = int(constants["BLOCK"]) or max(int(constants["UNIT"]), 32)
-    if configuration.kernel == "many_tokens" and tile == 64 and not constants["BLOCK"]:
-        tokens = 64 + 29 if not constants.get("BY_BLOCK") and constants["UNIT"] == 64 else tokens
     # Two steps and a part of a third; then on until a row is of a multiple of 16 bytes.
-    k = 2 * int(constants["BK"]) * int(constants.get("PARTS", 1)) + int(constants["BK"]) + 16
+    step = int(constants["BK"]) * int(constants.get("PARTS", 1))
+    k = (step if small else 2 * step) + int(constants["BK"]) + 16
     operator = operator_of(configuration, lorc=lorc)
     while row_bytes(operator_layout(operator, k, rows, group)) % 16:
         k += 16
-    return make(operator, tokens, k, rows, group, configuration.dtype, rank=20, int8_factors=int8_factors)
+    return make(
+        operator, tokens, k, rows, group, configuration.dtype,
+        rank=20, int8_factors=int8_factors, bias=bias,
+    )  # fmt: skip
 
 
 def named(values: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from zq2onnx.errors import UserError
+from zq2onnx.runtime.kernels.assembly import file_name
 from zq2onnx.runtime.kernels.configurations import configurations
 from zq2onnx.runtime.kernels.manifest import FORMAT, read_manifest
 
@@ -47,10 +49,13 @@ def test_a_bundle_is_files_and_a_manifest(built: Path) -> None:
 
 
 def test_what_is_there_is_kept(built: Path) -> None:
-    gone, cut = built / "any_w4_fp16_u16.sm_86.cubin", built / "any_w4_fp32_u16.sm_80.cubin"
+    (gone,) = built.glob("any_w4_fp16_u16.sm_86.*.cubin")
+    (damaged,) = built.glob("any_w4_fp32_u16.sm_80.*.cubin")
     content = {path.name: path.read_bytes() for path in built.iterdir()}
     gone.unlink()
-    cut.write_bytes(content[cut.name][:100])
+    damaged.write_bytes(bytes(len(content[damaged.name])))
+    with pytest.raises(UserError, match="lacks 2 of 6 kernels"):
+        read_manifest(built)
     again = command("build", "--arch", "sm_80", "--arch", "sm_86", *SMALL, "-o", built)
     assert "6 files, 2 of them new" in again.stdout
     unchanged = command("build", "--arch", "sm_80", "--arch", "sm_86", *SMALL, "-o", built)
@@ -58,12 +63,29 @@ def test_what_is_there_is_kept(built: Path) -> None:
     assert content == {path.name: path.read_bytes() for path in built.iterdir()}
 
 
-def test_a_bundle_holds_what_was_asked_for_and_no_more(built: Path, tmp_path: Path) -> None:
+def test_a_bundle_holds_what_was_asked_for_and_what_is_not_its_own(tmp_path: Path) -> None:
     folder = tmp_path / "kernels"
     assert command("build", "--arch", "sm_90", *SMALL, "-o", folder).returncode == 0
+    (folder / "mine.cubin").write_text("mine")
+    (folder / ".manifest.json.123").write_text("of a build that was killed")
     kept = command("build", "--arch", "sm_90", "--only", "^any_w4_fp16", "-o", folder)
     assert "1 files, 0 of them new" in kept.stdout
-    assert {path.name for path in folder.iterdir()} == {"manifest.json", "any_w4_fp16_u16.sm_90.cubin"}
+    (file,) = (kernel.file for kernel in read_manifest(folder).kernels)
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "mine.cubin", file}
+
+
+def test_a_file_is_named_by_all_that_it_depends_on() -> None:
+    made = configurations("sm_80")[0]
+    versions = ("3.9.0", "12.9.86")
+    name = file_name(made, "sm_80", "cubin", versions)
+    changed = (
+        file_name(dataclasses.replace(made, stages=made.stages + 1), "sm_80", "cubin", versions),
+        file_name(made, "sm_80", "cubin", ("3.9.1", "12.9.86")),
+        file_name(made, "sm_80", "cubin", ("3.9.0", "13.0")),
+        file_name(made, "sm_86", "cubin", versions),
+    )
+    keys = {one.split(".")[2] for one in (name, *changed)}
+    assert len(keys) == 5 and name.startswith(f"{made.name}.sm_80.")
 
 
 def test_an_interrupted_build_goes_on(tmp_path: Path) -> None:
@@ -92,6 +114,7 @@ def test_an_interrupted_build_goes_on(tmp_path: Path) -> None:
     [
         (("--arch", "sm_75"), "error: architecture 'sm_75'; required: of sm_80, sm_86"),
         (("--only", "w5"), "error: no kernel's name matches 'w5'"),
+        (("--only", "("), "error: '(' is no regular expression: missing )"),
         (("-o", "no/such/folder"), "no such file or directory"),
     ],
 )
@@ -100,6 +123,13 @@ def test_one_line_says_what_is_wrong(arguments: tuple[str, ...], said: str, tmp_
     done = command("build", *arguments, *where)
     assert done.returncode == 2 and said in done.stderr
     assert done.stderr.count("\n") == 1 and not done.stdout
+    assert not (tmp_path / "kernels").exists()
+
+
+def test_a_part_does_not_replace_the_installed_bundle(tmp_path: Path) -> None:
+    done = command("build", *SMALL, ZQ2ONNX_KERNELS=str(tmp_path / "kernels"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --only without -o; required: another folder")
     assert not (tmp_path / "kernels").exists()
 
 
@@ -114,9 +144,9 @@ def test_an_assembler_that_fails_is_told_of(tmp_path: Path) -> None:
     )
     tool.chmod(0o755)
     done = command(
-        "build", "--arch", "sm_80", *SMALL, "-o", tmp_path / "kernels", TRITON_PTXAS_PATH=str(tool)
+        "build", "--arch", "sm_86", *SMALL, "-o", tmp_path / "kernels", TRITON_PTXAS_PATH=str(tool)
     )
-    assert done.returncode == 1 and "for sm_80: ptxas fatal: out of luck" in done.stderr
+    assert done.returncode == 1 and "for sm_86: ptxas fatal: out of luck" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from tests.kernels.interpreted import check, kernels_of, run
+from tests.kernels.interpreted import UNITS, check, kernels_of, run
 from tests.kernels.problems import for_product, make, named
-from zq2onnx.opset import OPERATORS
+from zq2onnx.opset import OPERATORS, node_attributes
+from zq2onnx.runtime import reference
 from zq2onnx.runtime.kernels.choice import may_run
 from zq2onnx.runtime.kernels.configuration import Configuration
 from zq2onnx.runtime.kernels.configurations import ARCHITECTURES, configurations, products, prologues
@@ -19,9 +21,24 @@ DISTINCT = {made.name: made for name in ARCHITECTURES for made in products(name)
 
 @named(DISTINCT.values())
 def test_product_is_the_oracle(configuration: Configuration) -> None:
-    problem, inputs = for_product(configuration, lorc=True, int8_factors=True)
+    problem, inputs = for_product(configuration)
     assert may_run(configuration, problem)
     check(problem, inputs, run(problem, inputs, configuration), configuration)
+
+
+@named(DISTINCT.values())
+def test_whole_numbers_are_multiplied_exactly(configuration: Configuration) -> None:
+    """Of powers of two for scales, and activations that int8 holds: no rounding but the result's."""
+    problem, inputs = for_product(configuration, small=True)
+    rng = np.random.default_rng(1)
+    a = rng.integers(-4, 5, inputs["A"].shape)
+    a[:, ::16] = 127  # so that 1 is the scale of every block
+    inputs["A"] = a.astype(inputs["A"].dtype)
+    inputs["scales"] = np.full_like(inputs["scales"], 2.0**-9)
+    result = run(problem, inputs, configuration)
+    expected = reference.matmul(problem.operator, node_attributes(problem.layout), inputs)
+    assert np.abs(expected).max() < 60000
+    assert (np.abs(result - expected) <= UNITS[problem.dtype] * np.abs(expected)).all()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

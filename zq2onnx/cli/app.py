@@ -109,7 +109,7 @@ def run(application: typer.Typer, argv: Sequence[str]) -> int:
     command = typer.main.get_command(application)
     try:
         # Typer returns a command's own exit code, and 130 where it caught Ctrl-C.
-        result = command.main(arguments or ["--help"], prog_name="zq2onnx", standalone_mode=False)
+        result = command.main(_with_help(command, arguments), prog_name="zq2onnx", standalone_mode=False)
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -123,6 +123,14 @@ def run(application: typer.Typer, argv: Sequence[str]) -> int:
         resume = {"convert": "; --resume goes on from here", "study": again, "kernels": again}
         stderr.print(f"interrupted{resume.get(arguments[0], '') if arguments else ''}")
     return result if isinstance(result, int) else 0
+
+
+def _with_help(command: object, arguments: list[str]) -> list[str]:
+    """The arguments; those that name a group of commands and none of it ask for help."""
+    named = command
+    for argument in arguments:
+        named = getattr(named, "commands", {}).get(argument)
+    return [*arguments, "--help"] if hasattr(named, "commands") else arguments
 
 
 def _take_debug(argv: Sequence[str]) -> tuple[list[str], bool]:

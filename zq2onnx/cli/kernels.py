@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zq2onnx.cli import console
+from zq2onnx.errors import UserError
 
 if TYPE_CHECKING:
     from zq2onnx.runtime.kernels.manifest import Manifest
@@ -46,7 +47,7 @@ def build(
         str,
         typer.Option(
             metavar="REGEX",
-            help="Compile only kernels with names that it is found in, to try them: sessions need all.",
+            help="With -o: only kernels with names that it is found in, to try them. Sessions need all.",
         ),
     ] = "",
     jobs: Annotated[
@@ -56,16 +57,18 @@ def build(
 ) -> None:
     """Compile the CUDA kernels ahead of time. Needs Triton, and no GPU.
 
-    Writes a cubin for each kernel and architecture, PTX that the driver compiles for architectures that have
-    no cubins, and manifest.json, which says when and how each is launched. The folder then holds these
-    architectures and no others. What is there already and would come out the same is kept; all of it takes
-    ten minutes on two processors.
+    Writes a cubin for each kernel and architecture; with one of sm_80, sm_86 and sm_89 also PTX, which
+    drivers compile for architectures that have no cubins; and manifest.json, which says when and how each
+    is launched. The folder then holds these architectures and no others. What is there already and would
+    come out the same is kept; all of it takes some minutes on two processors.
     """
     from zq2onnx.runtime.kernels.bundle import build as build_bundle
     from zq2onnx.runtime.kernels.bundle import file_count
     from zq2onnx.runtime.kernels.configurations import ARCHITECTURES
     from zq2onnx.runtime.kernels.manifest import bundle_folder
 
+    if only and output is None:
+        raise UserError("--only without -o", "another folder than that of the installed bundle", "add -o DIR")
     folder, architectures = output or bundle_folder(), arch or ARCHITECTURES
     with console.progress("compiling", file_count(architectures, only), quiet) as advance:
         bundle, new = build_bundle(folder, architectures, only=only, jobs=jobs, advance=advance)

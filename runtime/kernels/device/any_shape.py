@@ -5,7 +5,7 @@
 Codes are fetched one by one, in tiles of 16, the smallest block: all of a tile's codes share a scale.
 Their differences from the zero point are exact in every type, and sums are scaled in float32.
 
-Grid: (N / BN, tokens / BM).
+Grid: (N / BN * tokens / BM), rows of the weight first.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def any_shape(
         if x_waits:
             cuda.gdc_wait()
     FLOAT: tl.constexpr = Y.dtype.element_ty
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    tiles_n = tl.cdiv(N, BN)
+    n = tl.program_id(0) % tiles_n * BN + tl.arange(0, BN)
+    m = tl.program_id(0) // tiles_n * BM + tl.arange(0, BM)
     inside = n < N
     row = B + (n.to(tl.int64) * row_bytes)[:, None]
     other_row = row + (N.to(tl.int64) * row_bytes if BITS == 8 else 0)

@@ -81,6 +81,18 @@ def segment_of(first, second, third, BITS: tl.constexpr, SEGMENT: tl.constexpr):
 
 
 @triton.jit
+def channels_of(
+    segment, LENGTH: tl.constexpr, BLOCK: tl.constexpr, SEGMENTS: tl.constexpr, FIELDS: tl.constexpr
+):  # fmt: skip
+    """Channels of a tile that a segment's codes meet, int32 [LENGTH]; with two FIELDS, pairs of channels."""
+    k = tl.arange(0, LENGTH)
+    if SEGMENTS > 1:
+        RUN: tl.constexpr = BLOCK // SEGMENTS // FIELDS
+        k = k // RUN * (BLOCK // FIELDS) + segment * RUN + k % RUN
+    return k
+
+
+@triton.jit
 def lanes(low, high, BITS: tl.constexpr, T: tl.constexpr):
     """Two codes in the lanes of a word to `offset_of + code` as two tensors of T.
 

@@ -5,7 +5,8 @@
 Every warp has a part of K of its own, so that even a small N fills the GPU with loads; the parts are added
 up at the end inside the block, in one order. Weights travel through shared memory by asynchronous copies of
 16 bytes, each word once, STAGES tiles ahead, and are unpacked where the tensor cores take them, in
-registers. Scales and zero points are too small for asynchronous copies: they are loaded a step ahead.
+registers. Scales and zero points are too small for asynchronous copies: a step loads its own, of a line of
+the cache that serves many steps, and other blocks work while it waits.
 
     PARTS   parts of K, in turns: step i reads tiles i * PARTS to i * PARTS + PARTS - 1
     BK      codes in a tile; where UNIT is BK, sums of exact integers are scaled after the product, else
@@ -28,6 +29,7 @@ from triton.language.extra import cuda
 
 from zq2onnx.runtime.kernels.device.codes import (
     bytes_of,
+    channels_of,
     float_codes,
     int8_codes,
     load_words,
@@ -139,7 +141,6 @@ def float_product(
     """Product of a tile for each part, float32 [PARTS, BN, BM]; scaled where UNIT is less than BK."""
     SEGMENTS: tl.constexpr = 4 if BITS == 3 else (2 if BITS == 2 else 1)
     LENGTH: tl.constexpr = BK // SEGMENTS  # codes of one segment in a tile
-    RUN: tl.constexpr = BLOCK // SEGMENTS  # and in a block
     UNITS: tl.constexpr = BK // UNIT
     OFFSET: tl.constexpr = offset_of(BITS, FLOAT)
     total = tl.zeros((PARTS, BN, BM), tl.float32)
@@ -153,9 +154,7 @@ def float_product(
             off = tl.broadcast_to((zero + OFFSET).to(FLOAT)[:, :, :, None], spread)
             each = tl.broadcast_to(scale[:, :, :, None], spread)
             weight = (weight - off.reshape(PARTS, BN, LENGTH)) * each.reshape(PARTS, BN, LENGTH)
-        k = tl.arange(0, LENGTH)
-        if SEGMENTS > 1:
-            k = k // RUN * BLOCK + segment * RUN + k % RUN
+        k = channels_of(segment, LENGTH, BLOCK, SEGMENTS, 1)
         k = (k0[:, None] + k[None, :])[:, :, None]
         x = tl.load(X + m[None, None, :] * x_stride + k, mask=(m < M)[None, None, :] & (k < K), other=0.0)
         total = tl.dot(weight, x, total)
@@ -172,15 +171,12 @@ def int8_product(
     SEGMENTS: tl.constexpr = 4 if BITS == 3 else (2 if BITS == 2 else 1)
     FIELDS: tl.constexpr = 1 if BITS == 9 else 2  # even and odd codes of a nibble word
     LENGTH: tl.constexpr = BK // SEGMENTS // FIELDS
-    RUN: tl.constexpr = BLOCK // SEGMENTS // FIELDS
     total = tl.zeros((PARTS, BN, BM), tl.int32)
     for segment in tl.static_range(SEGMENTS):
         nibbles = segment_of(first, second, third, BITS, segment)
         for odd in tl.static_range(FIELDS):
             weight = bytes_of(int8_codes(nibbles, second, odd, BITS)).reshape(PARTS, BN, LENGTH)
-            k = tl.arange(0, LENGTH)
-            if SEGMENTS > 1:
-                k = k // RUN * (BLOCK // FIELDS) + segment * RUN + k % RUN
+            k = channels_of(segment, LENGTH, BLOCK, SEGMENTS, FIELDS)
             k = (k0[:, None] // FIELDS + k[None, :])[:, :, None]
             within = (m < M)[None, None, :] & (k < x_stride // FIELDS)
             x = tl.load(

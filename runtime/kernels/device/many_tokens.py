@@ -21,6 +21,7 @@ from triton.language.extra import cuda
 
 from zq2onnx.runtime.kernels.device.codes import (
     bytes_of,
+    channels_of,
     float_codes,
     int8_codes,
     load_words,
@@ -165,15 +166,12 @@ def float_product(
     """Add a tile's product of floats to `total`, float32 [BN, BM]."""
     SEGMENTS: tl.constexpr = 4 if BITS == 3 else (2 if BITS == 2 else 1)
     LENGTH: tl.constexpr = BK // SEGMENTS
-    RUN: tl.constexpr = BLOCK // SEGMENTS
     OFFSET: tl.constexpr = offset_of(BITS, FLOAT)
     for segment in tl.static_range(SEGMENTS):
         nibbles = segment_of(first, second, third, BITS, segment)
         weight = float_codes(nibbles, second, BITS, FLOAT).reshape(BN, UNITS, LENGTH // UNITS)
         weight = (weight - (zero + OFFSET).to(FLOAT)[:, :, None]) * scale[:, :, None]
-        k = tl.arange(0, LENGTH)
-        if SEGMENTS > 1:
-            k = k // RUN * BLOCK + segment * RUN + k % RUN
+        k = channels_of(segment, LENGTH, BLOCK, SEGMENTS, 1)
         k = (k0 + k)[:, None]
         x = tl.load(x_row + k, mask=k < K, other=0.0)
         total = tl.dot(weight.reshape(BN, LENGTH), x, total)
@@ -189,14 +187,11 @@ def int8_product(
     SEGMENTS: tl.constexpr = 4 if BITS == 3 else (2 if BITS == 2 else 1)
     FIELDS: tl.constexpr = 1 if BITS == 9 else 2
     LENGTH: tl.constexpr = BK // SEGMENTS // FIELDS
-    RUN: tl.constexpr = BLOCK // SEGMENTS // FIELDS
     for segment in tl.static_range(SEGMENTS):
         nibbles = segment_of(first, second, third, BITS, segment)
         for odd in tl.static_range(FIELDS):
             weight = bytes_of(int8_codes(nibbles, second, odd, BITS)).reshape(BN, LENGTH)
-            k = tl.arange(0, LENGTH)
-            if SEGMENTS > 1:
-                k = k // RUN * (BLOCK // FIELDS) + segment * RUN + k % RUN
+            k = channels_of(segment, LENGTH, BLOCK, SEGMENTS, FIELDS)
             k = (k0 // FIELDS + k)[:, None]
             half = x_stride // FIELDS
             x = tl.load(x_row + (k + odd * half), mask=k < half, other=0)

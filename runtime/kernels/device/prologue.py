@@ -11,8 +11,8 @@ Layout of codes: rows of `k_padded` bytes, a multiple of 256, zeros from K on. S
 first half of a row, odd ones in the second, for a byte of a weight holds two codes. `sums[m, i]` is the
 sum of the codes of channels 128 i to 128 i + 127, by which zero points are taken off.
 
-Grid: (tokens / BM, parts of K, ranks / 16 or 1). With one part the codes' pass over A is its second.
-Every part of a token's row finds the row's maximum for itself: it is read from the second-level cache.
+Grid: (tokens / BM, parts of K, ranks / 16 or 1). Where tokens have scales, every part reads the whole row
+first to find its maximum, and then its own part again, from the second-level cache.
 """
 
 from __future__ import annotations
