@@ -72,7 +72,9 @@ def encode_in_chunks(
 
     Returns:
         int32 ids, those of the whole text, or `enough` of them and more; None where what follows a chunk
-        changes its beginning: then the text must be encoded whole.
+        changes its beginning: then the text must be encoded whole. A unigram tokenizer chooses between splits
+        that are equally probable by the rounding of sums over the text: in a long run of one thing, a chunk's
+        tokens may be those of the whole in another order.
     """
     reader = _Reader(blocks)
     text = reader.take(chunk)
