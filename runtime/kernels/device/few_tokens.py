@@ -17,7 +17,8 @@ the cache that serves many steps, and other blocks work while it waits.
 Activations are floats of T's type, or int8 codes of the prologue: then the sums are int32, zero points are
 taken off by the sums of the codes, and a block of activations is UNIT = BK codes or more.
 
-Preconditions: rows of B are of a multiple of 16 bytes and lie so, K is a multiple of 16, groups of UNIT.
+Preconditions: rows of B begin at multiples of 16 bytes, K is a multiple of 16, groups of UNIT.
+
 Grid: (N / BN, tokens / BM).
 """
 
@@ -104,7 +105,8 @@ def few_tokens(
 def load_scales(scales, n, k0, K, group_shift, groups, UNIT: tl.constexpr, UNITS: tl.constexpr):
     """Scales of rows n [1, BN] of tiles k0 [PARTS]: [PARTS, BN, UNITS].
 
-    Where there is one in a tile it is loaded as a matrix: of three axes, ptxas gets it by another way round.
+    Where there is one in a tile it is loaded as a matrix: with three axes, Triton chooses a layout by which
+    the unpacked weights go through shared memory.
     """
     if UNITS == 1:
         at = n.to(tl.int64) * groups + (k0 >> group_shift)[:, None]
