@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +40,14 @@ KERNELS = {
     f"zq2onnx/runtime/lib/kernels/{name}" for name in ("manifest.json", "a.sm_90.cubin", "a.sm_80.ptx")
 }
 COMPILES = shutil.which("c++") is not None
+
+UNOPTIMIZED = """#!/bin/sh
+for argument; do
+    shift
+    [ "$argument" = -O3 ] || set -- "$@" "$argument"
+done
+exec c++ "$@"
+"""
 
 REGISTER_EVERYTHING = """
 import onnxruntime
@@ -75,6 +83,18 @@ def check_library(python: Path, home: Path, cwd: Path) -> None:
         printed = run(python, "-c", REGISTER_EVERYTHING, cwd=cwd, ZQ2ONNX_LIBRARY="")
         path, count = printed.splitlines()
         assert Path(path).is_relative_to(home) and count == "24"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One that does not optimize: what is packaged is the same, in a third of the time."""
+    wrapper = tmp_path_factory.mktemp("compiler") / "c++"
+    wrapper.write_text(UNOPTIMIZED)
+    wrapper.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        if COMPILES:
+            patch.setenv("CXX", str(wrapper))
+        yield
 
 
 @pytest.fixture(scope="module")
