@@ -55,12 +55,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.cuda_compile import compile_all, read_bundle
-from benchmarks.cuda_options import cases_of, options
-from benchmarks.cuda_plan import Case, launched
-from benchmarks.cuda_verdict import ROW_HEAD, CsvFile, Row, judge, row_text, verdict_lines
-from benchmarks.cuda_work import Machine, Setup, nearest, runs_on
-from benchmarks.cuda_worker import PROBE, Worker, WorkerError
+from benchmarks.cuda.compile import compile_all, read_bundle
+from benchmarks.cuda.options import cases_of, options
+from benchmarks.cuda.plan import Case, launched
+from benchmarks.cuda.verdict import ROW_HEAD, CsvFile, Row, judge, row_text, verdict_lines
+from benchmarks.cuda.work import Machine, Setup, nearest, runs_on
+from benchmarks.cuda.worker import PROBE, Worker, WorkerError
 from zq2onnx.errors import UserError
 
 RESERVE = 5.0

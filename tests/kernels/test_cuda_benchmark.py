@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cuda_matmul, cuda_worker
-from benchmarks.cuda_compile import Compiled, read_bundle
-from benchmarks.cuda_options import cases_of, options
-from benchmarks.cuda_plan import (
+from benchmarks import cuda_matmul
+from benchmarks.cuda import worker as cuda_worker
+from benchmarks.cuda.compile import Compiled, read_bundle
+from benchmarks.cuda.options import cases_of, options
+from benchmarks.cuda.plan import (
     DECODE,
     LARGE,
     NAMES,
@@ -28,7 +29,7 @@ from benchmarks.cuda_plan import (
     ragged,
     whole_plan,
 )
-from benchmarks.cuda_verdict import (
+from benchmarks.cuda.verdict import (
     BARS,
     CUBLAS,
     FLOOR,
@@ -41,7 +42,7 @@ from benchmarks.cuda_verdict import (
     judge,
     verdict_lines,
 )
-from benchmarks.cuda_work import Machine, Setup
+from benchmarks.cuda.work import Machine, Setup
 from zq2onnx.errors import UserError
 from zq2onnx.runtime.kernels.configurations import configurations
 from zq2onnx.runtime.kernels.manifest import Manifest, write_manifest

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cuda_worker
-from benchmarks.cuda_plan import Case, launched
-from benchmarks.cuda_verdict import Row
-from benchmarks.cuda_work import Machine, Setup, Work
+from benchmarks.cuda import worker as cuda_worker
+from benchmarks.cuda.plan import Case, launched
+from benchmarks.cuda.verdict import Row
+from benchmarks.cuda.work import Machine, Setup, Work
 
 MACHINE = Machine("a GPU", "sm_90", "580.1", "2.11", "3.12", 50 << 20, 3000.0, 700.0)
 DECODED = Case("W4A16", 8192, 28672, "128", 1)
@@ -59,7 +59,7 @@ class FakeCuda:
 
 
 def test_the_structures_are_cudas() -> None:
-    from benchmarks.cuda_launch import LaunchAttribute, LaunchConfig
+    from benchmarks.cuda.launch import LaunchAttribute, LaunchConfig
 
     assert (ctypes.sizeof(LaunchConfig), ctypes.sizeof(LaunchAttribute)) == (56, 72)
     names = ("shared", "stream", "attributes", "attribute_count")
@@ -70,10 +70,10 @@ def test_the_structures_are_cudas() -> None:
 def test_compiled_files_are_launched_by_their_manifest(tmp_path: Path) -> None:
     import torch
 
-    from benchmarks.cuda_compile import compile_all
-    from benchmarks.cuda_forms import Node
-    from benchmarks.cuda_launch import Cubins, Driver
-    from benchmarks.cuda_oracle import random_inputs
+    from benchmarks.cuda.compile import compile_all
+    from benchmarks.cuda.forms import Node
+    from benchmarks.cuda.launch import Cubins, Driver
+    from benchmarks.cuda.oracle import random_inputs
 
     case = cuda_worker.PROBE
     compiled = compile_all(launched(case, "sm_90"), "sm_90", tmp_path)
@@ -175,7 +175,7 @@ class FakeGraph:
 
 
 def test_the_clock_takes_turns_behind_a_cold_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks.cuda_clock import WARMING, GpuClock
+    from benchmarks.cuda.clock import WARMING, GpuClock
 
     gpu = FakeGpu(monkeypatch)
     clock = GpuClock("cpu")
@@ -196,7 +196,7 @@ def test_the_clock_takes_turns_behind_a_cold_cache(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_cannot_be_captured_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks.cuda_clock import GpuClock
+    from benchmarks.cuda.clock import GpuClock
 
     gpu = FakeGpu(monkeypatch, captures=False)
     taken, note = GpuClock("cpu").turns({"a": gpu.work("a", 2.0)}, 3)
@@ -238,7 +238,7 @@ def test_a_row_that_breaks_takes_no_other_along(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_process_makes_itself_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import cuda_clock
+    from benchmarks.cuda import clock as cuda_clock
 
     gpu = FakeGpu(monkeypatch, captures=False, tick=0.5)
     monkeypatch.setattr(cuda_worker, "DEVICE", "cpu")
@@ -263,7 +263,7 @@ def test_a_process_makes_itself_ready(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_process_without_kernels_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks.cuda_compile import Compiled
+    from benchmarks.cuda.compile import Compiled
 
     FakeGpu(monkeypatch)
     monkeypatch.setattr(cuda_worker, "DEVICE", "cpu")

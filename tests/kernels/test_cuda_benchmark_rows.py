@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cuda_oracle
-from benchmarks.cuda_forms import Bench
-from benchmarks.cuda_launch import Jit
-from benchmarks.cuda_plan import Case
-from benchmarks.cuda_verdict import CUBLAS, FLOOR, FUSED, RANK_0, UNFUSED
-from benchmarks.cuda_work import Machine, Times, Work
+from benchmarks.cuda import oracle as cuda_oracle
+from benchmarks.cuda.forms import Bench
+from benchmarks.cuda.launch import Jit
+from benchmarks.cuda.plan import Case
+from benchmarks.cuda.verdict import CUBLAS, FLOOR, FUSED, RANK_0, UNFUSED
+from benchmarks.cuda.work import Machine, Times, Work
 from zq2onnx.opset import node_attributes
 from zq2onnx.runtime import reference
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.cuda_compile import Compiled
+from benchmarks.cuda.compile import Compiled
 from zq2onnx.runtime.kernels.configurations import ARCHITECTURES, FAMILIES
 
 Work = Callable[[], None]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.cuda_plan import Case
+from benchmarks.cuda.plan import Case
 from zq2onnx.layout import PackedLayout
 from zq2onnx.opset import node_attributes
 from zq2onnx.runtime import reference

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from benchmarks.cuda_plan import LARGE, PROMPT, Case
+from benchmarks.cuda.plan import LARGE, PROMPT, Case
 
 FUSED, RANK_0, UNFUSED, CUBLAS, FLOOR = "fused", "rank 0", "unfused", "cublas", "floor"
 PEERS = (RANK_0, UNFUSED, CUBLAS)

@@ -11,12 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from benchmarks.cuda_clock import multiplication
-from benchmarks.cuda_launch import Launcher
-from benchmarks.cuda_oracle import TORCH, random_inputs, worst_error
-from benchmarks.cuda_plan import Case
-from benchmarks.cuda_verdict import CUBLAS, FLOOR, FUSED, RANK_0, UNFUSED, Row
-from benchmarks.cuda_work import Machine, Times, Work
+from benchmarks.cuda.clock import multiplication
+from benchmarks.cuda.launch import Launcher
+from benchmarks.cuda.oracle import TORCH, random_inputs, worst_error
+from benchmarks.cuda.plan import Case
+from benchmarks.cuda.verdict import CUBLAS, FLOOR, FUSED, RANK_0, UNFUSED, Row
+from benchmarks.cuda.work import Machine, Times, Work
 from zq2onnx.runtime.kernels.launches import Plan, plan
 from zq2onnx.scheme import Activation
 

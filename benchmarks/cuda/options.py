@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.cuda_plan import NAMES, SHAPES, USUAL, Case, asked_plan, quick_plan, whole_plan
+from benchmarks.cuda.plan import NAMES, SHAPES, USUAL, Case, asked_plan, quick_plan, whole_plan
 from zq2onnx.runtime.kernels.problem import DTYPES
 from zq2onnx.scheme import GROUP_SIZES, MAX_LORC_RANK
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cuda_work import Machine, Times, Work
+from benchmarks.cuda.work import Machine, Times, Work
 
 UNKNOWN_CACHE = 64 << 20
 """Bytes of the second-level cache where torch does not tell."""

@@ -16,13 +16,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
-from benchmarks.cuda_plan import Case
-from benchmarks.cuda_verdict import Row
-from benchmarks.cuda_work import Machine, Setup
+from benchmarks.cuda.plan import Case
+from benchmarks.cuda.verdict import Row
+from benchmarks.cuda.work import Machine, Setup
 
 if TYPE_CHECKING:
-    from benchmarks.cuda_clock import GpuClock
-    from benchmarks.cuda_forms import Bench
+    from benchmarks.cuda.clock import GpuClock
+    from benchmarks.cuda.forms import Bench
 
 DEVICE = "cuda"
 """What everything runs on."""
@@ -136,7 +136,7 @@ def make_clock() -> GpuClock:
     """The device's clock; from then on all work is on a stream of its own, which can be captured."""
     import torch
 
-    from benchmarks.cuda_clock import GpuClock
+    from benchmarks.cuda.clock import GpuClock
 
     torch.cuda.set_stream(torch.cuda.Stream())
     return GpuClock(DEVICE)
@@ -148,10 +148,10 @@ def prepare(setup: Setup) -> tuple[Machine, Bench | None]:
     Raises:
         RuntimeError: a kernel cannot be launched, or weights are unpacked wrongly.
     """
-    from benchmarks.cuda_clock import describe
-    from benchmarks.cuda_forms import Bench
-    from benchmarks.cuda_launch import Cubins, Driver, Jit, Launcher
-    from benchmarks.cuda_oracle import check_unpacking
+    from benchmarks.cuda.clock import describe
+    from benchmarks.cuda.forms import Bench
+    from benchmarks.cuda.launch import Cubins, Driver, Jit, Launcher
+    from benchmarks.cuda.oracle import check_unpacking
 
     clock = make_clock()
     if setup.machine is None or setup.architecture is None:
