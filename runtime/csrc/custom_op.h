@@ -8,10 +8,11 @@
 
 namespace zq2onnx {
 
-// The registrations of an operator, one for each choice of its inputs' types. They live as long as the process.
+// The registrations of an operator, one for each choice of its inputs' types: of its CPU kernel, and with `cuda` also of
+// its CUDA kernel, so that ONNX Runtime chooses by the provider that a node is given to. They live as long as the process.
 //
 // Types are spelt out rather than left open (`any`): that would need a function that infers shapes, and ONNX Runtime
 // up to 1.20 at least crashes in preparing its argument where an optional input is absent.
-std::vector<const ort::CustomOp*> registrations(size_t op);
+std::vector<const ort::CustomOp*> registrations(size_t op, bool cuda);
 
 }  // namespace zq2onnx

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu.h"
+#include "cuda/support.h"
 #include "error.h"
 #include "kernels/product.h"
 #include "select.h"
@@ -16,11 +17,26 @@ Wish given(const char* value, const char* name, const char* variable) {
   return value ? Wish{value, name} : environment(variable);
 }
 
+// Driver, GPUs and kernels.
+std::string describe_cuda() {
+  const cuda::FoundDriver& driver = cuda::find_driver();
+  const cuda::FoundDevices& found = cuda::find_devices();
+  const cuda::FoundBundle compiled = cuda::look_for_bundle();
+  std::string text = "driver\t" + (driver.version ? cuda::version_text(driver.version) : "") + "\t" +
+                     (found.devices.empty() ? found.why_none : "") + "\n";
+  for (const cuda::DeviceFacts& device : found.devices) {
+    text += "gpu\t" + device.name + "\tsm_" + std::to_string(device.capability) + "\n";
+  }
+  return text + "bundle\t" + cuda::bundle_folder() + "\t" + compiled.why_none + "\n";
+}
+
 std::string describe(const char* ops, const char* provider) {
   std::string text = "api\t" + std::to_string(ort::kApiVersion) + "\ncpu\t" + cpu_features() + "\n";
   text += "kernels\t" + usable_variants() + "\n";
-  const Selection selection =
-      select_operators({given(ops, "ops", "ZQ2ONNX_OPS"), given(provider, "provider", "ZQ2ONNX_PROVIDER")});
+  const Wishes wishes{given(ops, "ops", "ZQ2ONNX_OPS"), given(provider, "provider", "ZQ2ONNX_PROVIDER")};
+  const Selection selection = select_operators(wishes, true);
+  text += std::string("provider\t") + (selection.cuda ? "cuda" : "cpu") + "\n";
+  if (selection.cuda) text += describe_cuda();
   for (size_t index = 0; index < kOperators.size(); ++index) {
     const Verdict& verdict = selection.verdicts[index];
     text += std::string("operator\t") + kOperators[index].name + "\t" + (verdict.registered ? "yes" : "no") +

@@ -1,12 +1,8 @@
-// One node of a session: created with it, computed at every run.
+// One node of a session on the CPU: created with it, computed at every run.
 #pragma once
 
-#include <string>
-
-#include "operators.h"
-#include "ort_abi.h"
+#include "inputs.h"
 #include "run.h"
-#include "tensors.h"
 
 namespace zq2onnx {
 
@@ -18,18 +14,11 @@ class Node {
   // Throws Error where inputs do not fit. May run on several threads at once, as a session may.
   void compute(ort::KernelContext* context) const;
 
-  const ort::Api* api() const { return api_; }
-  const std::string& label() const { return label_; }
+  const ort::Api* api() const { return inputs_.api(); }
 
  private:
-  // Reads the inputs that are not constants.
-  Tensors read_inputs(const ort::KernelContext* context) const;
-
-  const ort::Api* api_;
-  std::string label_;  // operator and name, for errors
-  Requirements requirements_;
+  NodeInputs inputs_;
   Functions functions_;
-  Tensors constants_;  // checked; ONNX Runtime keeps them where they are as long as the node
 };
 
 }  // namespace zq2onnx

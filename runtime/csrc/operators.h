@@ -18,8 +18,8 @@ struct Operator {
   int bits;
   Activation activation;
   bool lorc;
-  bool cuda;  // whether a CUDA kernel stands beside the CPU's
-  bool pays;  // whether it is measured never to be slower than its function, by the variants that are measured
+  bool cuda_pays;  // whether its CUDA kernels are measured, on a GPU, never to be slower than its function
+  bool pays;       // the same of its CPU kernels, by the variants that are measured
 
   constexpr Storage storage() const {
     switch (bits) {

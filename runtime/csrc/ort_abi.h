@@ -2,7 +2,7 @@
 //
 // ONNX Runtime ships no headers in its Python packages. Its ABI is stable: `OrtApi` is an append-only table of
 // function pointers, so naming the slots that are used, by index, fits every release since the version asked
-// for. `OrtCustomOp` is a struct that the library fills; its fields up to version 17 are below.
+// for. `OrtCustomOp` is a struct that the library fills, of the version that it says: its fields up to 17 are below.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,8 @@
 
 namespace zq2onnx::ort {
 
-constexpr uint32_t kApiVersion = 17;  // the first with KernelContext_ParallelFor
+constexpr uint32_t kApiVersion = 18;       // the first with KernelContext_GetScratchBuffer
+constexpr uint32_t kCustomOpVersion = 17;  // of `CustomOp`: ONNX Runtime reads no field that a later one has
 
 struct Status;
 struct KernelInfo;
@@ -20,6 +21,7 @@ struct CustomOpDomain;
 struct Value;
 struct TypeAndShape;
 struct ShapeInferContext;
+struct MemoryInfo;
 
 enum class ElementType : int32_t {
   kUndefined = 0,
@@ -52,19 +54,34 @@ using GetTensorElementType = Slot<60, Status*(const TypeAndShape*, ElementType*)
 using GetDimensionsCount = Slot<61, Status*(const TypeAndShape*, size_t*)>;
 using GetDimensions = Slot<62, Status*(const TypeAndShape*, int64_t*, size_t)>;
 using GetTensorTypeAndShape = Slot<65, Status*(const Value*, TypeAndShape**)>;
+using MemoryInfoGetId = Slot<72, Status*(const MemoryInfo*, int*)>;
 using KernelInfoGetAttributeInt64 = Slot<86, Status*(const KernelInfo*, const char*, int64_t*)>;
 using KernelContextGetInputCount = Slot<88, Status*(const KernelContext*, size_t*)>;
 using KernelContextGetInput = Slot<90, Status*(const KernelContext*, size_t, const Value**)>;
 using KernelContextGetOutput = Slot<91, Status*(KernelContext*, size_t, const int64_t*, size_t, Value**)>;
 using ReleaseStatus = Slot<93, void(Status*)>;
 using ReleaseTypeAndShape = Slot<99, void(TypeAndShape*)>;
+using GetAvailableProviders = Slot<125, Status*(char***, int*)>;
+using ReleaseAvailableProviders = Slot<126, Status*(char**, int)>;
 using AddSessionConfigEntry = Slot<130, Status*(SessionOptions*, const char*, const char*)>;
+using ReleaseAllocator = Slot<132, void(struct Allocator*)>;
+using KernelContextGetGpuComputeStream = Slot<193, Status*(const KernelContext*, void**)>;
 using HasSessionConfigEntry = Slot<237, Status*(const SessionOptions*, const char*, int*)>;
 using GetSessionConfigEntry = Slot<238, Status*(const SessionOptions*, const char*, char*, size_t*)>;
 using KernelInfoGetNodeName = Slot<244, Status*(const KernelInfo*, char*, size_t*)>;
 using KernelInfoGetConstantInput = Slot<249, Status*(const KernelInfo*, size_t, int*, const Value**)>;
 using KernelContextParallelFor =
     Slot<274, Status*(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>;
+using KernelContextGetScratchBuffer = Slot<277, Status*(const KernelContext*, const MemoryInfo*, size_t, void**)>;
+using KernelInfoGetAllocator = Slot<278, Status*(const KernelInfo*, MemoryType, struct Allocator**)>;
+
+// `OrtAllocator`, its fields of every version.
+struct Allocator {
+  uint32_t version;
+  void* (*Alloc)(Allocator*, size_t);
+  void (*Free)(Allocator*, void*);
+  const MemoryInfo* (*Info)(const Allocator*);
+};
 
 // `OrtApi`: a table of pointers.
 struct Api {

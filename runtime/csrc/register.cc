@@ -3,7 +3,7 @@
 #include <map>
 #include <mutex>
 #include <string>
-#include <utility>
+#include <tuple>
 
 #include "custom_op.h"
 #include "error.h"
@@ -40,27 +40,38 @@ Wish wish(const ort::Api* api, const ort::SessionOptions* options, const char* k
   return own.source.empty() ? environment(variable) : own;
 }
 
+bool has_cuda(const ort::Api* api) {
+  char** providers = nullptr;
+  int count = 0;
+  check(api->call<ort::GetAvailableProviders>(&providers, &count));
+  bool found = false;
+  for (int index = 0; index < count; ++index) found |= std::string(providers[index]) == "CUDAExecutionProvider";
+  check(api->call<ort::ReleaseAvailableProviders>(providers, count));
+  return found;
+}
+
 // One domain for each set of names, shared by all sessions: their number does not grow with that of sessions.
 // ONNX Runtime keeps pointers to it, so that none is ever released; the library is never unloaded either.
 ort::CustomOpDomain* domain_of(const ort::Api* api, const Selection& selection) {
   static std::mutex mutex;
-  static auto& domains = *new std::map<std::pair<const ort::Api*, std::string>, ort::CustomOpDomain*>;
+  static auto& domains = *new std::map<std::tuple<const ort::Api*, bool, std::string>, ort::CustomOpDomain*>;
   const std::lock_guard<std::mutex> lock(mutex);
-  ort::CustomOpDomain*& domain = domains[{api, selection.names()}];
+  ort::CustomOpDomain*& domain = domains[{api, selection.cuda, selection.names()}];
   if (domain) return domain;
   ort::CustomOpDomain* made = nullptr;
   check(api->call<ort::CreateCustomOpDomain>(kDomain, &made));
   for (size_t op = 0; op < kOperators.size(); ++op) {
     if (!selection.verdicts[op].registered) continue;
-    for (const ort::CustomOp* each : registrations(op)) check(api->call<ort::CustomOpDomainAdd>(made, each));
+    for (const ort::CustomOp* each : registrations(op, selection.cuda)) check(api->call<ort::CustomOpDomainAdd>(made, each));
   }
   return domain = made;
 }
 
 void register_operators(const ort::Api* api, ort::SessionOptions* options) {
   if (has_entry(api, options, kRegisteredEntry)) return;
-  const Selection selection = select_operators(
-      {wish(api, options, kOpsEntry, "ZQ2ONNX_OPS"), wish(api, options, kProviderEntry, "ZQ2ONNX_PROVIDER")});
+  const Wishes wishes{wish(api, options, kOpsEntry, "ZQ2ONNX_OPS"),
+                      wish(api, options, kProviderEntry, "ZQ2ONNX_PROVIDER")};
+  const Selection selection = select_operators(wishes, has_cuda(api));
   if (!selection.none()) check(api->call<ort::AddCustomOpDomain>(options, domain_of(api, selection)));
   check(api->call<ort::AddSessionConfigEntry>(options, kRegisteredEntry, selection.names().c_str()));
 }
@@ -74,7 +85,7 @@ extern "C" __attribute__((visibility("default"))) zq2onnx::ort::Status* Register
   const ort::Api* api = base->GetApi(ort::kApiVersion);
   if (!api) {  // the first slots are in every release
     const std::string message = std::string("zq2onnx: ONNX Runtime is ") + base->GetVersionString() +
-                                "; required: 1.17 or later";
+                                "; required: 1.18 or later";
     return base->GetApi(1)->call<ort::CreateStatus>(ort::ErrorCode::kFail, message.c_str());
   }
   return guard(api, [&] { register_operators(api, options); });

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <optional>
 
+#include "cuda/support.h"
 #include "error.h"
 #include "kernels/product.h"
 
@@ -49,11 +50,28 @@ std::optional<Asked> asked_operators(const Wish& wish) {
   return asked;
 }
 
-bool on_cuda(const Wish& wish) {
+bool on_cuda(const Wish& wish, bool host_has_cuda) {
   const std::string value = trimmed(wish.value);
-  if (value.empty() || value == "cpu") return false;  // no CUDA kernels are bundled yet
+  if (value == "cpu") return false;
   if (value == "cuda") return true;
+  if (value.empty()) return host_has_cuda && cuda::is_usable();
   throw Error(wish.source + " is '" + value + "'", "cpu or cuda");
+}
+
+// `asked`: whether it was asked for; nothing where nobody asked for any.
+Verdict verdict_on_cpu(const Operator& op, std::optional<bool> asked) {
+  if (asked) return {*asked, *asked ? "asked for" : "not asked for"};
+  if (!op.pays) return {false, "its function is faster for some shapes"};
+  if (is_measured(op.storage(), op.activation)) return {true, "faster than its function"};
+  return {false, "no kernel for this processor is measured to be faster than its function"};
+}
+
+Verdict verdict_on_cuda(const Operator& op, std::optional<bool> asked, const std::string& why_not) {
+  if (asked && !*asked) return {false, "not asked for"};
+  if (!why_not.empty()) return {false, why_not + ": its function runs on the GPU"};
+  if (asked) return {true, "asked for"};
+  if (op.cuda_pays) return {true, "faster than its function"};
+  return {false, "its CUDA kernel is not measured on a GPU yet, and registered only if asked for"};
 }
 
 }  // namespace
@@ -71,25 +89,14 @@ std::string Selection::names() const {
   return names;
 }
 
-Selection select_operators(const Wishes& wishes) {
+Selection select_operators(const Wishes& wishes, bool host_has_cuda) {
   const auto asked = asked_operators(wishes.ops);
-  const bool cuda = on_cuda(wishes.provider);
-  Selection selection{};
-  for (size_t index = 0; index < kOperators.size(); ++index) {
-    const Operator& op = kOperators[index];
-    Verdict& verdict = selection.verdicts[index];
-    const bool pays = op.pays && is_measured(op.storage(), op.activation);
-    const bool wanted = asked ? (*asked)[index] : pays;
-    verdict.registered = wanted && (!cuda || op.cuda);
-    if (!wanted) {
-      verdict.why = asked     ? "not asked for"
-                    : op.pays ? "no kernel for this processor is measured to be faster than its function"
-                              : "its function is faster for some shapes";
-    } else if (cuda && !op.cuda) {
-      verdict.why = "has no CUDA kernel: its function runs on the GPU";
-    } else {
-      verdict.why = asked ? "asked for" : "faster than its function";
-    }
+  Selection selection{on_cuda(wishes.provider, host_has_cuda), {}};
+  const cuda::WhyNot why_not = selection.cuda ? cuda::why_not() : cuda::WhyNot{};
+  for (size_t op = 0; op < kOperators.size(); ++op) {
+    const auto wanted = asked ? std::optional<bool>((*asked)[op]) : std::nullopt;
+    selection.verdicts[op] = selection.cuda ? verdict_on_cuda(kOperators[op], wanted, why_not[op])
+                                            : verdict_on_cpu(kOperators[op], wanted);
   }
   return selection;
 }

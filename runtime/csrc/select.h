@@ -16,15 +16,16 @@ struct Wish {
 
 struct Wishes {
   Wish ops;       // names, comma-separated; `all`; `none`; "": those that pay
-  Wish provider;  // `cpu`, `cuda`; "": cuda if the library has kernels for it and a device
+  Wish provider;  // `cpu`, `cuda`; "": cuda where the host has the CUDA provider, and kernels and a GPU are here
 };
 
 struct Verdict {
   bool registered;
-  const char* why;
+  std::string why;
 };
 
 struct Selection {
+  bool cuda;  // whether the session is taken to run on a GPU
   std::array<Verdict, kOperators.size()> verdicts;
 
   std::string names() const;  // of those registered, comma-separated
@@ -34,9 +35,10 @@ struct Selection {
 // Environment variable `ZQ2ONNX_OPS` or `ZQ2ONNX_PROVIDER`.
 Wish environment(const char* variable);
 
-// A name is registered where it is asked for, by name or because it pays, and the session's provider has a
-// kernel for it: else nodes that could run on the GPU would come to the CPU unnoticed. Throws Error for an
-// unknown name.
-Selection select_operators(const Wishes& wishes);
+// A name is registered where it is asked for, by name or because it pays, and the session's provider has a kernel for
+// every node of it: else nodes that could run on the GPU would come to the CPU unnoticed. `host_has_cuda`: whether ONNX
+// Runtime has the CUDA provider. Where the provider is the CPU no driver is touched: a process may fork afterwards.
+// Throws Error for an unknown name.
+Selection select_operators(const Wishes& wishes, bool host_has_cuda);
 
 }  // namespace zq2onnx
