@@ -6,7 +6,8 @@ to register:
 
     ZQ2ONNX_OPS       names, comma-separated; `all`; `none`; unset: those that are measured to pay
     ZQ2ONNX_PROVIDER  `cpu` or `cuda`: what the session runs on; names without a kernel for it are left
-                      out, so that their functions run there on stock kernels
+                      out, so that their functions run there on stock kernels; unset: `cuda` where ONNX
+                      Runtime has the CUDA provider, and a GPU and compiled kernels for it are here
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from typing import TYPE_CHECKING
 
 from zq2onnx.errors import UserError
 from zq2onnx.opset import OPERATORS
+from zq2onnx.runtime.providers import CUDA_PROVIDER, require_onnxruntime
 
 if TYPE_CHECKING:
     import onnxruntime
 
 LIBRARY_VARIABLE = "ZQ2ONNX_LIBRARY"
 """Environment variable: the path of another build of the library."""
+
+PROVIDER_VARIABLE = "ZQ2ONNX_PROVIDER"
+"""Environment variable: what sessions run on."""
 
 PROVIDERS = ("cpu", "cuda")
 
@@ -76,6 +81,25 @@ class OperatorChoice:
 
 
 @dataclass(frozen=True)
+class CudaDescription:
+    """What the library finds of CUDA.
+
+    Attributes:
+        driver: the CUDA version that the driver is of, as `12.4`; empty where it is not known.
+        why_no_gpu: what keeps it from any GPU; empty where there is one.
+        gpus: name and architecture of each, as `("NVIDIA H200", "sm_90")`.
+        bundle: folder of the compiled kernels.
+        why_no_kernels: what is wrong with that; empty where nothing is.
+    """
+
+    driver: str
+    why_no_gpu: str
+    gpus: tuple[tuple[str, str], ...]
+    bundle: str
+    why_no_kernels: str
+
+
+@dataclass(frozen=True)
 class LibraryDescription:
     """What the library says of itself.
 
@@ -84,6 +108,8 @@ class LibraryDescription:
         api_version: of ONNX Runtime's C API that it needs.
         cpu_features: instruction sets found that kernels may be made for.
         kernels: sets of kernels that this processor can run, best first.
+        provider: `cpu` or `cuda`: what a session is taken to run on.
+        cuda: None where that is the CPU: nothing is looked for then.
         operators: each of them.
     """
 
@@ -91,6 +117,8 @@ class LibraryDescription:
     api_version: int
     cpu_features: tuple[str, ...]
     kernels: tuple[str, ...]
+    provider: str
+    cuda: CudaDescription | None
     operators: tuple[OperatorChoice, ...]
 
 
@@ -103,11 +131,11 @@ def describe(ops: str | None = None, provider: str | None = None) -> LibraryDesc
     path = get_library_path()
     library = ctypes.CDLL(path)
     library.zq2onnx_describe.restype = ctypes.c_size_t
-    wishes = [None if wish is None else wish.encode() for wish in (ops, provider)]
+    wishes = [None if wish is None else wish.encode() for wish in (ops, provider or _only_provider())]
     needed = library.zq2onnx_describe(*wishes, None, ctypes.c_size_t(0))
     buffer = ctypes.create_string_buffer(needed)
     library.zq2onnx_describe(*wishes, buffer, ctypes.c_size_t(needed))
-    lines = [line.split("\t") for line in buffer.value.decode().splitlines()]
+    lines = [line.split("\t") for line in buffer.value.decode(errors="replace").splitlines()]
     facts = {key: rest for key, *rest in lines}
     if "error" in facts:
         raise UserError(facts["error"][0])
@@ -116,7 +144,27 @@ def describe(ops: str | None = None, provider: str | None = None) -> LibraryDesc
         for _, name, registered, why in (line for line in lines if line[0] == "operator")
     )
     features, kernels = (tuple(facts[key][0].split()) for key in ("cpu", "kernels"))
-    return LibraryDescription(path, int(facts["api"][0]), features, kernels, choices)
+    provider = facts["provider"][0]
+    gpus = tuple(
+        (name, architecture) for _, name, architecture in (line for line in lines if line[0] == "gpu")
+    )
+    cuda = (
+        CudaDescription(facts["driver"][0], facts["driver"][1], gpus, *facts["bundle"])
+        if "driver" in facts
+        else None
+    )
+    return LibraryDescription(path, int(facts["api"][0]), features, kernels, provider, cuda, choices)
+
+
+def _only_provider() -> str | None:
+    """`cpu` where nobody says what sessions run on, and ONNX Runtime has no other provider for our kernels."""
+    if os.environ.get(PROVIDER_VARIABLE):
+        return None
+    try:
+        providers = require_onnxruntime().get_available_providers()
+    except UserError:
+        return None
+    return None if CUDA_PROVIDER in providers else "cpu"
 
 
 def registered_operators(session_options: onnxruntime.SessionOptions) -> tuple[str, ...] | None:
@@ -140,8 +188,10 @@ def register(
 
     Args:
         session_options: what the sessions will be made with; any number of them, in any thread.
-        ops: names of operators; `"all"`; None: what `ZQ2ONNX_OPS` says, or those that are measured to pay.
-        provider: `"cpu"` or `"cuda"`, what the sessions run on; None: what `ZQ2ONNX_PROVIDER` says.
+        ops: names of operators; `"all"`; None: what `ZQ2ONNX_OPS` says, or those that are measured to pay. On
+            a GPU none is measured yet.
+        provider: `"cpu"` or `"cuda"`, what the sessions run on; None: what `ZQ2ONNX_PROVIDER` says, or
+            `"cuda"` where ONNX Runtime has that provider, and a GPU and compiled kernels for it are here.
 
     Returns:
         The names that are registered.

@@ -9,6 +9,7 @@ from types import ModuleType
 from zq2onnx.errors import UserError
 
 CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
 def require_onnxruntime() -> ModuleType:

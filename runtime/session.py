@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from zq2onnx.runtime.library import library_file, register
-from zq2onnx.runtime.providers import require_onnxruntime
+from zq2onnx.runtime.providers import CUDA_PROVIDER, require_onnxruntime
 
 if TYPE_CHECKING:
     import onnxruntime
 
 _ORT = require_onnxruntime()
 
-_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+_CUDA = (CUDA_PROVIDER, "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 
 class InferenceSession(_ORT.InferenceSession):  # type: ignore[name-defined]

@@ -55,8 +55,8 @@ def capability_of(architecture: str) -> int:
 
 def parameters_of(configuration: Configuration) -> tuple[Argument, ...]:
     """A launch's arguments, in order."""
-    kernel = KERNELS[configuration.kernel]
-    names = [parameter.name for parameter in kernel.params if not parameter.is_constexpr]
+    constants = constants_of(configuration, "interpreter")
+    names = [name for name in KERNELS[configuration.kernel].arg_names if name not in constants]
     return tuple(
         Argument(name, _type(name, configuration), _multiple_of(name, configuration)) for name in names
     )

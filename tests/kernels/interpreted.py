@@ -83,7 +83,8 @@ def teach_bfloat16() -> None:
 
 
 @functools.cache
-def _taught() -> None:
+def taught() -> None:
+    """Have it compute with bfloat16."""
     teach_bfloat16()
 
 
@@ -100,7 +101,7 @@ def run(problem: Problem, inputs: dict[str, Array], product: Configuration | Non
     Returns:
         `Y`, float32 [tokens, N].
     """
-    _taught()
+    taught()
     planned = plan(problem, "sm_90", product=product)
     arrays = {name: tensor(array) for name, array in inputs.items()}
     for name, (kind, shape) in planned.scratch.items():

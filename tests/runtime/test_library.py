@@ -123,9 +123,11 @@ def test_info_lists_every_operator(
     assert main(["runtime", "info"]) == 0
     printed = capsys.readouterr().out
     assert library.get_library_path() in printed
-    lines = [line.split() for line in printed.splitlines()]
+    on_cpu, on_gpu = printed.split("in a session on a GPU:")
+    lines = [line.split() for line in on_cpu.splitlines() if line]
     verdicts = {line[0]: line[1] for line in lines if line[0] in OPERATORS}
     assert verdicts == {name: "yes" if name == "MatMulW3A16" else "no" for name in OPERATORS}
+    assert "CUDA driver: " in on_gpu
 
 
 def test_info_without_the_library(

@@ -68,7 +68,7 @@ FoundDriver look_for_driver() {
   static Driver driver;
   const std::string missing = find_functions(library, driver);
   if (driver.cuDriverGetVersion) driver.cuDriverGetVersion(&found.version);
-  if (found.version < kLeastDriver) {
+  if (driver.cuDriverGetVersion && found.version < kLeastDriver) {
     found.why_not = "the driver is of CUDA " + version_text(found.version) + "; required: " + version_text(kLeastDriver) +
                     " or later";
   } else if (!missing.empty()) {

@@ -88,7 +88,7 @@ class JsonReader {
   std::string read_text() {
     std::string read;
     for (++at_; peek() != '"'; ++at_) {
-      if (static_cast<unsigned char>(text_[at_]) < ' ') fail("a control character");
+      if (text_[at_] < ' ' || text_[at_] > '~') fail("a character that is not plain ASCII");  // nor is it in errors
       if (text_[at_] != '\\') {
         read += text_[at_];
         continue;

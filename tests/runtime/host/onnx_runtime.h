@@ -23,18 +23,20 @@ namespace zq2onnx::ort {
   std::exit(1);
 }
 
-// Bytes that end where a page begins that must not be touched, or `spare` bytes before.
+// Bytes that end where a page begins that must not be touched, or `spare` bytes before; and so much sooner that they
+// begin at a multiple of `alignment`.
 class Memory {
  public:
   inline static size_t spare = 0;
+  inline static size_t alignment = 1;
 
   explicit Memory(size_t bytes) {
     const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    const size_t filled = (bytes + spare + page - 1) / page * page;
+    const size_t filled = (bytes + spare + alignment + page - 1) / page * page;
     size_ = filled + page;
     start_ = static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (start_ == MAP_FAILED || mprotect(start_ + filled, page, PROT_NONE)) fail("out of memory");
-    data_ = start_ + filled - spare - bytes;
+    data_ = start_ + (filled - spare - bytes) / alignment * alignment;
   }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
@@ -97,6 +99,36 @@ struct KernelContext {
   const KernelInfo* node;
   Value output;
 };
+
+struct MemoryInfo {
+  int device;
+};
+
+// The device's: what is taken from it must be given back. Tells of both on standard output.
+struct Arena : Allocator {
+  MemoryInfo memory{0};
+  std::map<void*, std::unique_ptr<Memory>> taken;
+
+  Arena() {
+    version = kApiVersion;
+    Alloc = nullptr;  // the library takes what belongs to a stream
+    Info = [](const Allocator* self) { return &static_cast<const Arena*>(self)->memory; };
+    Free = [](Allocator* self, void* data) {
+      std::printf("free\t%p\n", data);
+      if (!static_cast<Arena*>(self)->taken.erase(data)) fail("what is freed was never taken");
+    };
+  }
+};
+inline Arena& arena() {
+  static Arena made;
+  return made;
+}
+
+// Of every run: what the library passes on to the driver.
+inline void* const kStream = reinterpret_cast<void*>(0x57ea3);
+
+// Whether ONNX Runtime has the CUDA provider.
+inline bool has_cuda = false;
 
 using Table = std::vector<void*>;
 
@@ -212,6 +244,38 @@ inline void set_runs(Table& table) {
       });
 }
 
+inline void set_gpu(Table& table) {
+  set<GetAvailableProviders>(table, [](char*** names, int* count) noexcept -> Status* {
+    static char cuda[] = "CUDAExecutionProvider", cpu[] = "CPUExecutionProvider";
+    static char* all[] = {cuda, cpu};
+    *names = has_cuda ? all : all + 1;
+    *count = has_cuda ? 2 : 1;
+    return nullptr;
+  });
+  set<ReleaseAvailableProviders>(table, [](char**, int) noexcept -> Status* { return nullptr; });
+  set<KernelInfoGetAllocator>(table, [](const KernelInfo*, MemoryType, Allocator** allocator) noexcept -> Status* {
+    *allocator = &arena();
+    return nullptr;
+  });
+  set<ReleaseAllocator>(table, [](Allocator*) noexcept {});
+  set<MemoryInfoGetId>(table, [](const MemoryInfo* memory, int* device) noexcept -> Status* {
+    *device = memory->device;
+    return nullptr;
+  });
+  set<KernelContextGetGpuComputeStream>(table, [](const KernelContext*, void** stream) noexcept -> Status* {
+    *stream = kStream;
+    return nullptr;
+  });
+  set<KernelContextGetScratchBuffer>(
+      table, [](const KernelContext*, const MemoryInfo*, size_t bytes, void** data) noexcept -> Status* {
+        auto memory = std::make_unique<Memory>(bytes);
+        *data = memory->data();
+        std::printf("scratch\t%p\t%zu\n", *data, bytes);
+        arena().taken[*data] = std::move(memory);
+        return nullptr;
+      });
+}
+
 inline const Table& table() {
   static const Table made = [] {
     Table all(300);
@@ -219,6 +283,7 @@ inline const Table& table() {
     set_tensors(all);
     set_nodes(all);
     set_runs(all);
+    set_gpu(all);
     return all;
   }();
   return made;

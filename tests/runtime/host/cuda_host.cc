@@ -1,0 +1,80 @@
+// A host of the operator library that is not ONNX Runtime, with a GPU that is not there: creates nodes as on the CUDA
+// provider, runs each twice, and tells of all that happens on standard output, as the stand-in for libcuda does.
+//
+//   cuda_host CASES ALIGNMENT [DEVICE [ask]]    arrays begin at multiples of ALIGNMENT; of the DEVICE that ONNX Runtime
+//                                               names; `ask`: nothing is asked for, the library chooses
+//
+// Nodes are all created before the first one runs, as in a session. An error of a node's is told, and the next one tried.
+
+#include "cases.h"
+
+using namespace zq2onnx::ort;
+
+extern "C" Status* RegisterCustomOps(SessionOptions*, const ApiBase*);
+
+namespace {
+
+struct Created {
+  KernelInfo node;
+  const CustomOp* op = nullptr;
+  void* kernel = nullptr;
+};
+
+bool told(Status* status) {
+  if (!status) return false;
+  std::printf("failed\t%s\n", status->message.c_str());
+  delete status;
+  return true;
+}
+
+void tell_arrays(const KernelInfo& node) {
+  for (const auto& value : node.inputs) {
+    std::printf("array\t%p\t%zu\n", value ? static_cast<void*>(value->memory->data()) : nullptr,
+                value ? value->count() * size_of(value->info.type) : 0);
+  }
+}
+
+Created create(const SessionOptions& options, KernelInfo node) {
+  Created made{std::move(node)};
+  for (const CustomOp* op : options.domain ? options.domain->ops : std::vector<const CustomOp*>{}) {
+    if (fits(op, made.node) && std::string(op->GetExecutionProviderType(op)) == "CUDAExecutionProvider") made.op = op;
+  }
+  std::printf("create\t%s\n", made.node.op.c_str());
+  if (!made.op) std::printf("absent\n");
+  if (made.op && told(made.op->CreateKernelV2(made.op, api(), &made.node, &made.kernel))) made.kernel = nullptr;
+  return made;
+}
+
+void run(const Created& made) {
+  std::printf("run\n");
+  tell_arrays(made.node);
+  KernelContext context{&made.node, {}};
+  if (told(made.op->KernelComputeV2(made.kernel, &context)) || !context.output.memory) return;
+  std::printf("output\t%p\t%zu\n", static_cast<void*>(context.output.memory->data()),
+              context.output.count() * size_of(context.output.info.type));
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count < 3) fail("usage: cuda_host CASES ALIGNMENT [DEVICE [ask]]");
+  Memory::alignment = static_cast<size_t>(std::atoi(arguments[2]));
+  arena().memory.device = count > 3 ? std::atoi(arguments[3]) : 0;
+  has_cuda = true;
+  const ApiBase base{[](uint32_t) noexcept { return api(); }, []() noexcept { return "none"; }};
+  SessionOptions options;
+  if (count < 5) options.entries = {{"ai.zq2onnx.ops", "all"}, {"ai.zq2onnx.provider", "cuda"}};
+  check(RegisterCustomOps(&options, &base));
+  std::printf("registered\t%s\n", options.entries["ai.zq2onnx.registered"].c_str());
+  std::vector<Created> nodes;
+  for (Reader reader(arguments[1]); !reader.done();) nodes.push_back(create(options, reader.node()));
+  for (int turn = 0; turn < 2; ++turn) {
+    for (const Created& made : nodes) {
+      if (made.kernel) run(made);
+    }
+  }
+  for (const Created& made : nodes) {
+    if (made.kernel) made.op->KernelDestroy(made.kernel);
+  }
+  std::printf("end\t%zu\n", arena().taken.size());
+}
