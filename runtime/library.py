@@ -157,7 +157,7 @@ def describe(ops: str | None = None, provider: str | None = None) -> LibraryDesc
 
 
 def _only_provider() -> str | None:
-    """`cpu` where nobody says what sessions run on, and ONNX Runtime has no other provider for our kernels."""
+    """`cpu` where nobody says what sessions run on, and ONNX Runtime has no CUDA provider."""
     if os.environ.get(PROVIDER_VARIABLE):
         return None
     try:

@@ -1,7 +1,7 @@
-"""A GPU that is not there: a libcuda that tells of its calls, a host that runs nodes on it, a bundle that it can load.
+"""A GPU that is not there: a libcuda that tells of its calls, a host that runs nodes, a bundle that it loads.
 
-The bundle's manifest is of the kernels that are shipped. Its files hold no code but what the stand-in must know: the
-sizes of the parameters.
+The bundle's manifest is of the kernels that are shipped. Its files hold no code but what the stand-in must
+know: the sizes of the parameters.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the library launches on a GPU: which kernels, with which arguments, and that these compute the operator."""
+"""What the library launches on a GPU: which kernels, with which arguments; that they compute the operator."""
 
 from __future__ import annotations
 

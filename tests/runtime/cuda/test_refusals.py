@@ -1,4 +1,4 @@
-"""What the library says and does where a GPU, its driver or the compiled kernels are not as they should be."""
+"""What the library says and does where GPU, driver or compiled kernels are not as they should be."""
 
 from __future__ import annotations
 

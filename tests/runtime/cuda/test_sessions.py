@@ -1,4 +1,4 @@
-"""ONNX Runtime's own sessions, where a GPU is believed to be there: on its CPU provider, for there is no other here."""
+"""ONNX Runtime's own sessions where a GPU is believed to be there: by its CPU provider, there is no other."""
 
 from __future__ import annotations
 
