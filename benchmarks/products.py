@@ -32,7 +32,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class FloatMatMul:
-    """A stock float32 `MatMul`."""
+    """A stock `MatMul` of floats."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,11 @@ Kind = FloatMatMul | StockNBits | OurMatMul
 
 
 class WeightFile:
-    """External data that grows by random initializers."""
+    """External data that grows by random initializers; floats are of `dtype`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtype: Any = np.float32) -> None:
         self.path = path
+        self.dtype = dtype
         self.file = path.open("wb")
         self.rng = np.random.default_rng(0)
 
@@ -72,6 +73,7 @@ class WeightFile:
             array = self.rng.integers(-127, 128, shape, np.int8)
         else:
             array = self.rng.random(shape, np.float32) * np.float32(0.001) + np.float32(0.001)
+            array = array.astype(dtype, copy=False)
         self.file.write(bytes(-self.file.tell() % ALIGNMENT))
         proto = TensorProto(name=name, dims=shape, data_location=TensorProto.EXTERNAL)
         proto.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
@@ -113,7 +115,7 @@ def add_product(
     """The product number `at`, which reads `activation` and writes `Y{at}`, and its weights."""
     output = f"Y{at}"
     if isinstance(kind, FloatMatMul):
-        weight = weights.tensor(f"W{at}", (shape.k, shape.n), np.float32)
+        weight = weights.tensor(f"W{at}", (shape.k, shape.n), weights.dtype)
         return helper.make_node("MatMul", [activation, weight.name], [output]), [weight]
     layout = layout_of(kind, shape)
     codes, scales, zero_points = packed_shapes(kind, shape)
@@ -131,7 +133,7 @@ def add_product(
         mask = {2: 0x33, 3: 0x77}.get(layout.bits, 255)  # a zero point is a code, in a nibble of its own
     tensors = [
         weights.tensor(f"B{at}", codes, np.uint8),
-        weights.tensor(f"scales{at}", scales, np.float32),
+        weights.tensor(f"scales{at}", scales, weights.dtype),
         weights.tensor(f"zero_points{at}", zero_points, np.uint8, mask),
     ]
     inputs = [activation, *(tensor.name for tensor in tensors)]
@@ -146,13 +148,19 @@ def _factors(weights: WeightFile, at: int, shape: Shape, rank: int) -> list[Tens
     return [
         weights.tensor(f"U{at}", (shape.k, rank), np.int8),
         weights.tensor(f"V{at}", (rank, shape.n), np.int8),
-        weights.tensor(f"U_scales{at}", (1, rank), np.float32),
-        weights.tensor(f"V_scales{at}", (rank, 1), np.float32),
+        weights.tensor(f"U_scales{at}", (1, rank), weights.dtype),
+        weights.tensor(f"V_scales{at}", (rank, 1), weights.dtype),
     ]
 
 
 def write_models(
-    folder: Path, kind: Kind, shape: Shape, counts: list[int], *, one_activation: bool = False
+    folder: Path,
+    kind: Kind,
+    shape: Shape,
+    counts: list[int],
+    *,
+    one_activation: bool = False,
+    dtype: Any = np.float32,
 ) -> list[Path]:
     """Models of so many products each, over one file of weights.
 
@@ -160,9 +168,10 @@ def write_models(
         folder: where they go; an older file of weights there is unlinked, and stays with who mapped it.
         one_activation: whether all products of a model read `A`, rather than `A0`, `A1` and so on. Equal
             steps on one activation would be merged by ONNX Runtime: its rounding, say.
+        dtype: of activations, scales and float weights.
     """
     (folder / "weights.data").unlink(missing_ok=True)
-    weights = WeightFile(folder / "weights.data")
+    weights = WeightFile(folder / "weights.data", dtype)
     paths = []
     for index, count in enumerate(counts):
         activations = ["A"] if one_activation else [f"A{at}" for at in range(count)]
@@ -171,16 +180,22 @@ def write_models(
             for at in range(count)
         ]
         paths.append(folder / f"{index}.onnx")
-        onnx.save(_model(kind, shape, activations, products), paths[-1])
+        onnx.save(_model(kind, shape, activations, products, dtype), paths[-1])
     weights.file.close()
     return paths
 
 
 def _model(
-    kind: Kind, shape: Shape, activations: list[str], products: list[tuple[NodeProto, list[TensorProto]]]
+    kind: Kind,
+    shape: Shape,
+    activations: list[str],
+    products: list[tuple[NodeProto, list[TensorProto]]],
+    dtype: Any,
 ) -> onnx.ModelProto:
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
     def values(names: list[str], width: int) -> list[onnx.ValueInfoProto]:
-        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["tokens", width]) for name in names]
+        return [helper.make_tensor_value_info(name, element, ["tokens", width]) for name in names]
 
     graph = helper.make_graph(
         [node for node, _ in products],

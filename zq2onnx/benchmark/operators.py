@@ -24,13 +24,14 @@ INT8, NARROW_INT8 = 5e-2, 1e-1
 """Tolerances: see `tolerance_of`."""
 
 
-def operator_uses(model: ir.Model, ops: Ops) -> tuple[OperatorUse, ...]:
+def operator_uses(model: ir.Model, ops: Ops, provider: str = "cpu") -> tuple[OperatorUse, ...]:
     """Look up the operators of a model.
 
     Args:
         model: the graph.
         ops: names of operators to register; `"all"`; `"none"`; None: what `ZQ2ONNX_OPS` says, or those that
             are measured to pay.
+        provider: what sessions run on, `cpu` or `cuda`.
 
     Returns:
         Each operator of `ai.zq2onnx` that is in the model, in the order of `OPERATORS`.
@@ -43,7 +44,7 @@ def operator_uses(model: ir.Model, ops: Ops) -> tuple[OperatorUse, ...]:
     if library_file() is None and wish in (None, "none"):
         choices = dict.fromkeys(OPERATORS, (False, _NOT_BUILT))
     else:
-        choices = {each.name: (each.registered, each.why) for each in describe(wish, "cpu").operators}
+        choices = {each.name: (each.registered, each.why) for each in describe(wish, provider).operators}
     order = {name: at for at, name in enumerate(OPERATORS)}
     return tuple(
         OperatorUse(name, nodes[name], *choices.get(name, (False, _NOT_KNOWN)))

@@ -19,8 +19,8 @@ from zq2onnx.benchmark.subject import Subject, read_fed_models, read_text_models
 from zq2onnx.benchmark.timing import Effort, Progress, Turns, summarize, take_turns
 from zq2onnx.errors import UserError
 from zq2onnx.evaluation import float32_copy, model_files
-from zq2onnx.runtime.library import describe
-from zq2onnx.runtime.providers import require_onnxruntime
+from zq2onnx.runtime.library import PROVIDERS, describe, library_file
+from zq2onnx.runtime.providers import CUDA_PROVIDER, require_onnxruntime
 
 _PIECE = 1 << 24
 
@@ -34,12 +34,14 @@ class BenchmarkPlan:
         shapes: what they are run on.
         threads: of ONNX Runtime; None: as many as it chooses.
         effort: how long to measure.
+        provider: what sessions run on, `cpu` or `cuda`.
     """
 
     subjects: tuple[Subject, ...]
     shapes: tuple[Shape, ...]
     threads: int | None = None
     effort: Effort = field(default_factory=Effort)
+    provider: str = "cpu"
 
     @property
     def rows(self) -> tuple[tuple[Subject, Route], ...]:
@@ -78,9 +80,17 @@ class BenchmarkPlan:
                 operators={str(subject.path): subject.operators for subject in self.subjects},
                 agreements=tuple(self._agreements(processes, inputs, folder)),
                 threads=self.threads,
-                kernels=describe("none", "cpu").kernels if fuses else (),
+                device=self._device(),
+                kernels=describe("none", "cpu").kernels if fuses and self.provider == "cpu" else (),
                 onnxruntime=require_onnxruntime().__version__,
             )
+
+    def _device(self) -> str:
+        """The processor, or the first GPU's name where that can be told."""
+        if self.provider == "cpu" or library_file() is None:
+            return self.provider
+        found = describe("none", self.provider).cuda
+        return found.gpus[0][0] if found is not None and found.gpus else self.provider
 
     @property
     def _seconds(self) -> float:
@@ -91,9 +101,14 @@ class BenchmarkPlan:
         copies = {subject.path: stack.enter_context(float32_copy(subject.path)) for subject in self.subjects}
         for index, (subject, route) in enumerate(self.rows):
             file = copies[subject.path]
+            if self.provider == "cuda" and file != subject.path:
+                raise UserError(
+                    f"{file}: bfloat16 with --provider cuda", "float16 or float32: NumPy has no other"
+                )
             _read_through(file)
             process = stack.enter_context(ModelProcess(subject.path, route, folder / f"{index}.log"))
-            process.load(file, subject.fused if route is Route.FUSED else (), self.threads)
+            ops = subject.fused if route is Route.FUSED else ()
+            process.load(file, ops, self.threads, self.provider)
             processes.append(process)
         return processes
 
@@ -147,6 +162,7 @@ def plan_benchmark(
     threads: int | None = None,
     runs: int | None = None,
     seconds: float = Effort.seconds,
+    provider: str = "cpu",
 ) -> BenchmarkPlan:
     """Read models, and choose what they are run on.
 
@@ -161,21 +177,34 @@ def plan_benchmark(
         threads: of ONNX Runtime; None: as many as it chooses.
         runs: timed runs of each row and shape; None: what fits in the seconds.
         seconds: for measuring all rows and shapes, loading not counted.
+        provider: what sessions run on, `cpu` or `cuda`.
 
     Raises:
         UserError: a file is missing or no model, its inputs cannot be made or differ, an argument is out of
-            range, or onnxruntime is not installed.
+            range, or onnxruntime is not installed or has no such provider.
     """
     wishes, effort = Wishes(tuple(prompts), batch, past), Effort(runs, seconds)
     if threads is not None and threads < 1:
         raise UserError(f"--threads {threads}", "at least 1")
-    require_onnxruntime()
+    _check_provider(provider)
     paths = [Path(path) for path in (against, model) if path is not None]
     if npz is not None:
-        subjects, shapes = read_fed_models(paths, Path(npz), wishes, ops)
+        subjects, shapes = read_fed_models(paths, Path(npz), wishes, ops, provider)
     else:
-        subjects, shapes = read_text_models(paths, wishes, ops)
-    return BenchmarkPlan(subjects, shapes, threads, effort)
+        subjects, shapes = read_text_models(paths, wishes, ops, provider)
+    return BenchmarkPlan(subjects, shapes, threads, effort, provider)
+
+
+def _check_provider(provider: str) -> None:
+    if provider not in PROVIDERS:
+        raise UserError(f"--provider {provider}", " or ".join(PROVIDERS))
+    onnxruntime = require_onnxruntime()
+    if provider == "cuda" and CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        raise UserError(
+            f"--provider cuda: onnxruntime {onnxruntime.__version__} has no CUDA provider",
+            "onnxruntime-gpu",
+            'uninstall onnxruntime, then pip install "zq2onnx[gpu]"',
+        )
 
 
 def _read_through(file: Path) -> None:

@@ -57,19 +57,26 @@ class ModelProcess:
         self._process.kill()
         self._process.communicate()
 
-    def load(self, file: Path, ops: Sequence[str], threads: int | None) -> None:
+    def load(self, file: Path, ops: Sequence[str], threads: int | None, provider: str = "cpu") -> None:
         """Load the model.
 
         Args:
             file: what is run: the model's file or its float32 copy.
             ops: operators that the library registers; none: the session knows nothing of it.
             threads: of ONNX Runtime; None: as many as it chooses.
+            provider: what the session runs on, `cpu` or `cuda`.
 
         Raises:
-            UserError: ONNX Runtime refuses the file.
+            UserError: ONNX Runtime refuses the file, or has no such provider here.
             CheckFailed: the library does, or the process dies.
         """
-        command = {"do": "load", "model": str(file.absolute()), "ops": list(ops), "threads": threads or 0}
+        command = {
+            "do": "load",
+            "model": str(file.absolute()),
+            "ops": list(ops),
+            "threads": threads or 0,
+            "provider": provider,
+        }
         answer = self._ask(command, "cannot load it")
         self.load_seconds, self.load_peak_bytes = answer["seconds"], answer["peak_bytes"]
 

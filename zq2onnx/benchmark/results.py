@@ -113,6 +113,7 @@ class Benchmark:
         operators: by model, what each of its operators runs by.
         agreements: by model that has both routes, and shape.
         threads: of ONNX Runtime; None: as many as it chose.
+        device: what sessions ran on: `cpu`, or the GPU's name.
         kernels: the library's sets of kernels that this processor can run, best first; () where nothing was
             fused.
         onnxruntime: its version.
@@ -122,6 +123,7 @@ class Benchmark:
     operators: dict[str, tuple[OperatorUse, ...]]
     agreements: tuple[Agreement, ...]
     threads: int | None
+    device: str
     kernels: tuple[str, ...]
     onnxruntime: str
 

@@ -78,7 +78,7 @@ class Subject:
 
 
 def read_text_models(
-    paths: Sequence[Path], wishes: Wishes, ops: Ops
+    paths: Sequence[Path], wishes: Wishes, ops: Ops, provider: str
 ) -> tuple[tuple[Subject, ...], tuple[Shape, ...]]:
     """Read models that are fed tokens, and choose what they are run on.
 
@@ -92,14 +92,14 @@ def read_text_models(
     shapes = choose_shapes(limits, wishes)
     vocabulary = min(_vocabulary(path, model) for path, model in zip(paths, models, strict=True))
     subjects = tuple(
-        _subject(path, model, ops, inputs, vocabulary, {})
+        _subject(path, model, operator_uses(model, ops, provider), inputs, vocabulary, {})
         for path, model, inputs in zip(paths, models, text, strict=True)
     )
     return subjects, shapes
 
 
 def read_fed_models(
-    paths: Sequence[Path], archive: Path, wishes: Wishes, ops: Ops
+    paths: Sequence[Path], archive: Path, wishes: Wishes, ops: Ops, provider: str
 ) -> tuple[tuple[Subject, ...], tuple[Shape, ...]]:
     """Read models whose inputs are in an archive, and the first samples of it.
 
@@ -119,20 +119,21 @@ def read_fed_models(
         found = len(next(iter(arrays.values())))
         if found < batch:
             raise UserError(f"{archive}: {found} samples", f"{batch}, as --batch says or the graph takes")
-        subjects.append(_subject(path, model, ops, (), 0, _narrowed(model, arrays)))
+        uses = operator_uses(model, ops, provider)
+        subjects.append(_subject(path, model, uses, (), 0, _narrowed(model, arrays)))
     return tuple(subjects), (Shape(batch, None),)
 
 
 def _subject(
     path: Path,
     model: ir.Model,
-    ops: Ops,
+    uses: tuple[OperatorUse, ...],
     text: tuple[TextInput, ...],
     vocabulary: int,
     arrays: Mapping[str, np.ndarray],
 ) -> Subject:
     size = measure_file(path, model).bytes
-    return Subject(path, size, operator_uses(model, ops), tolerance_of(model), text, vocabulary, arrays)
+    return Subject(path, size, uses, tolerance_of(model), text, vocabulary, arrays)
 
 
 def _check_inputs(paths: Sequence[Path], models: Sequence[ir.Model]) -> None:

@@ -3,10 +3,14 @@
 Reads a command per line on standard input and answers each with a line on standard output, both JSON.
 A process of its own gives each model its own peak of memory; commands let several of them take turns.
 
-    {"do": "load", "model": PATH, "ops": [NAME..], "threads": N}  -> {"seconds": S, "peak_bytes": B}
-    {"do": "time", "inputs": NPZ, "warm_up": BOOL, "runs": N}     -> {"seconds": [S..]}
-    {"do": "memory"}                                              -> {"peak_bytes": B}
-    {"do": "save", "inputs": NPZ, "folder": PATH}                 -> {"outputs": {NAME: FILE}}
+    {"do": "load", "model": PATH, "ops": [NAME..],
+     "threads": N, "provider": P}                             -> {"seconds": S, "peak_bytes": B}
+    {"do": "time", "inputs": NPZ, "warm_up": BOOL, "runs": N} -> {"seconds": [S..]}
+    {"do": "memory"}                                          -> {"peak_bytes": B}
+    {"do": "save", "inputs": NPZ, "folder": PATH}             -> {"outputs": {NAME: FILE}}
+
+Inputs and outputs stay where the session runs, P, which is "cpu" or "cuda": nothing is copied in a timed run,
+which ends when the device has done its work.
 
 What goes wrong is `{"error": LINE}`. PARENT is the process to die with.
 """
@@ -29,7 +33,7 @@ import numpy as np
 
 from zq2onnx.opset import FLOAT_ACTIVATIONS
 from zq2onnx.runtime.library import register
-from zq2onnx.runtime.providers import CPU_PROVIDER, require_onnxruntime
+from zq2onnx.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER, require_onnxruntime
 
 _FATAL_ONLY = 4  # what ONNX Runtime logs of an error, it also raises
 _PR_SET_PDEATHSIG = 1
@@ -45,13 +49,14 @@ class Worker:
     def __init__(self) -> None:
         self._ort = require_onnxruntime()
         self._session: Any = None
-        self._inputs: dict[str, dict[str, Any]] = {}
+        self._device = "cpu"
+        self._bindings: dict[str, Any] = {}
 
     def obey(self, command: Mapping[str, Any]) -> dict[str, Any]:
         """Do what a command says, and return the answer."""
         match command["do"]:
             case "load":
-                return self._load(command["model"], command["ops"], command["threads"])
+                return self._load(command["model"], command["ops"], command["threads"], command["provider"])
             case "time":
                 return self._time(command["inputs"], command["warm_up"], command["runs"])
             case "memory":
@@ -60,7 +65,7 @@ class Worker:
                 return {"outputs": self._save(command["inputs"], Path(command["folder"]))}
         raise ValueError(f"no command {command['do']!r}")
 
-    def _load(self, model: str, ops: list[str], threads: int) -> dict[str, Any]:
+    def _load(self, model: str, ops: list[str], threads: int, provider: str) -> dict[str, Any]:
         """Open a session, with the library where operators are named; 0 threads: ONNX Runtime chooses."""
         options = self._ort.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
@@ -69,43 +74,47 @@ class Worker:
             options.add_session_config_entry(key, value)
         start = time.perf_counter()
         if ops:
-            register(options, ops, "cpu")
-        self._session = self._ort.InferenceSession(model, options, providers=[CPU_PROVIDER])
+            register(options, ops, provider)
+        providers = [CUDA_PROVIDER, CPU_PROVIDER] if provider == "cuda" else [CPU_PROVIDER]
+        self._session = self._ort.InferenceSession(model, options, providers=providers)
+        if self._session.get_providers()[0] != providers[0]:  # it goes on without what it cannot make
+            raise RuntimeError(f"{providers[0]} cannot be made here, as its log says")
+        self._device = provider
         return {"seconds": time.perf_counter() - start, "peak_bytes": peak_bytes()}
 
     def _time(self, inputs: str, warm_up: bool, runs: int) -> dict[str, Any]:
-        feeds = self._feeds(inputs)
+        binding = self._binding(inputs)
         gc.disable()  # a collection is no part of a run
         if warm_up:
-            self._run(feeds)
+            self._session.run_with_iobinding(binding)
         seconds = []
         for _ in range(runs):
             start = time.perf_counter()
-            self._run(feeds)
+            self._session.run_with_iobinding(binding)
             seconds.append(time.perf_counter() - start)
         gc.enable()
         _rest()
         return {"seconds": seconds}
 
-    def _run(self, feeds: Mapping[str, Any]) -> list[Any]:
-        """Run the model; outputs are not copied, as `run` would."""
-        names = [output.name for output in self._session.get_outputs()]
-        outputs: list[Any] = self._session.run_with_ort_values(names, feeds)
-        return outputs
-
-    def _feeds(self, inputs: str) -> dict[str, Any]:
-        """Inputs from an `.npz`, read once."""
-        if inputs not in self._inputs:
+    def _binding(self, inputs: str) -> Any:
+        """Inputs from an `.npz`, read once, and outputs, which the first run makes."""
+        if inputs not in self._bindings:
+            binding = self._session.io_binding()
             with np.load(inputs) as arrays:
-                self._inputs[inputs] = {
-                    name: self._ort.OrtValue.ortvalue_from_numpy(arrays[name]) for name in arrays.files
-                }
-        return self._inputs[inputs]
+                for name in arrays.files:
+                    value = self._ort.OrtValue.ortvalue_from_numpy(arrays[name], self._device, 0)
+                    binding.bind_ortvalue_input(name, value)
+            for output in self._session.get_outputs():
+                binding.bind_output(output.name, self._device)
+            self._bindings[inputs] = binding
+        return self._bindings[inputs]
 
     def _save(self, inputs: str, folder: Path) -> dict[str, str]:
         """Run once, and write each output of a float type as `.npy`."""
         saved = {}
-        outputs = zip(self._session.get_outputs(), self._run(self._feeds(inputs)), strict=True)
+        binding = self._binding(inputs)
+        self._session.run_with_iobinding(binding)
+        outputs = zip(self._session.get_outputs(), binding.get_outputs(), strict=True)
         for index, (described, value) in enumerate(outputs):
             if value.is_tensor() and (array := value.numpy()).dtype.kind == "f":
                 file = folder / f"{os.getpid()}-{index}.npy"

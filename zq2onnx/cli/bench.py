@@ -60,6 +60,10 @@ def bench(
             show_default="those that are measured to pay, or what ZQ2ONNX_OPS says",
         ),
     ] = None,
+    provider: Annotated[
+        str,
+        typer.Option(metavar="cpu|cuda", help="What sessions run on; cuda needs onnxruntime-gpu and a GPU."),
+    ] = "cpu",
     threads: Annotated[
         int | None,
         typer.Option(metavar="N", help="Threads of ONNX Runtime.", show_default="as many as it chooses"),
@@ -88,7 +92,8 @@ def bench(
 
     Processes take turns, one running at a time, so that what else the machine does falls on all of them. `vs
     first` is how many times as fast a row is as the first one: the median over turns. `10-90 %` is the range
-    that 80% of the runs lie in. Memory is the most that the process held at once, Python included.
+    that 80% of the runs lie in. Memory is the most that the process held at once, Python included; a GPU's is
+    not counted. There inputs and outputs stay on the GPU.
 
     Both routes must compute the same: the largest difference of their outputs is printed, and more of it than
     the order of sums explains is an error (exit code 1).
@@ -113,6 +118,7 @@ def bench(
         ops=None if ops is None else [name.strip() for name in ops.split(",") if name.strip()],
         threads=threads,
         runs=runs,
+        provider=provider,
         **({} if seconds is None else {"seconds": seconds}),
     )
     with progress("timing", plan.work, quiet, unit="s" if runs is None else "runs") as advance:

@@ -72,6 +72,8 @@ def operator_lines(result: Benchmark) -> Iterator[str]:
             yield f"{names[model]}: {_use(use)}"
         if uses and not any(use.fused for use in uses):
             yield f"{names[model]}: nothing is fused; --ops all tries every kernel"
+    if result.device != "cpu":
+        yield f"on {result.device}, onnxruntime {result.onnxruntime}"
     if result.kernels:
         yield f"kernels of the operator library here, best first: {' '.join(result.kernels)}"
 
