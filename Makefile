@@ -3,7 +3,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
 .PHONY: setup lint type test test-runtimes library kernels asan wheel bench bench-convert bench-bodies bench-acceptance \
 	bench-perplexity bench-sentences bench-large bench-calibrated bench-peers bench-methods \
-	bench-budget bench-study bench-calibrate-large bench-cpu bench-cuda
+	bench-budget bench-study bench-calibrate-large bench-cpu bench-cuda bench-cuda-ort
 
 setup:
 	python3 -m venv .venv
@@ -61,6 +61,10 @@ bench-cpu:
 # The CUDA kernels beside the oracle and cuBLAS, and the bars they are held to; eight minutes, needs a GPU
 bench-cuda:
 	$(PYTHON) benchmarks/cuda_matmul.py
+
+# Nodes in ONNX Runtime on a GPU, by the library and by their functions; five minutes, needs onnxruntime-gpu
+bench-cuda-ort:
+	$(PYTHON) benchmarks/cuda_ort.py
 
 # Every model, scheme and target against the oracle; minutes
 bench-acceptance:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from zq2onnx.runtime.library import library_file, register
+from zq2onnx.runtime.library import PROVIDER_VARIABLE, library_file, register
 from zq2onnx.runtime.providers import CUDA_PROVIDER, require_onnxruntime
 
 if TYPE_CHECKING:
@@ -36,15 +36,17 @@ class InferenceSession(_ORT.InferenceSession):  # type: ignore[name-defined]
     ) -> None:
         options = _ORT.SessionOptions() if sess_options is None else sess_options
         if library_file() is not None:
-            register(options, provider=_provider(providers))
+            register(options, provider=_provider(providers, options))
         super().__init__(path_or_bytes, options, providers, provider_options, **kwargs)
         _trim_memory()
 
 
-def _provider(providers: Sequence[Any] | None) -> str | None:
-    """What a session of these providers runs on; None where ONNX Runtime chooses."""
-    if providers is None:
-        return None
+def _provider(providers: Sequence[Any] | None, options: onnxruntime.SessionOptions) -> str | None:
+    """What a session of these providers runs on; None where the environment or the options say it."""
+    if not providers:
+        chosen = getattr(options, "has_providers", lambda: False)  # since ONNX Runtime 1.23
+        # Unasked it takes the CPU, with its CUDA package too.
+        return None if chosen() or os.environ.get(PROVIDER_VARIABLE) else "cpu"
     names = [item if isinstance(item, str) else item[0] for item in providers]
     return "cuda" if any(name in _CUDA for name in names) else "cpu"
 
