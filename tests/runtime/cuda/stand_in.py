@@ -100,7 +100,7 @@ def build_driver(folder: Path, *arguments: str) -> Path:
 def build_host(to: Path) -> Path:
     """The host with the library that is built."""
     library = Path(get_library_path())
-    return compiled(to, HOST / "cuda_host.cc", library, f"-Wl,-rpath,{library.parent}")
+    return compiled(to, HOST / "cuda_host.cc", library, f"-Wl,-rpath,{library.parent}", "-pthread")
 
 
 def case(problem: Problem, inputs: Mapping[str, Array], *, name: str = "") -> bytes:
@@ -152,7 +152,8 @@ class Told:
     Attributes:
         registered: names.
         created: for each node its error, or "".
-        runs: of the nodes that were created, each twice, the second time after all others.
+        runs: of the nodes that were created, each twice, the second time after all others. By several threads
+            they mean nothing: lines stand as they came.
         calls: every line, split.
     """
 

@@ -204,6 +204,17 @@ def test_a_node_runs_on_the_gpu_of_its_session(built: tuple[Path, Path, Path, Pa
     assert {line[1] for line in found.calls if line[0] in ("retain", "release", "push")} == {"1"}
 
 
+def test_threads_run_the_same_nodes(built: tuple[Path, Path, Path, Path], on_sm_90: Told) -> None:
+    host, driver, bundle, path = built
+    found = run_host(host, path, environment(driver, bundle), 256, 0, "threads")
+    assert found.count("failed") == 0
+    for call in ("launch", "scratch", "free", "output", "push", "pop"):
+        at_creation = on_sm_90.count("load") if call in ("push", "pop") else 0  # and at the end
+        alone = on_sm_90.count(call) - 2 * at_creation
+        assert found.count(call) - 2 * at_creation == 4 * alone, call
+    assert found.count("load") == on_sm_90.count("load") == found.count("unload")
+
+
 def memory_of(run: Run, problem: Problem, inputs: dict[str, Array]) -> list[tuple[int, Array]]:
     """Addresses and contents of what a run was given: inputs, and poisoned scratch and output."""
     regions = [

@@ -225,14 +225,14 @@ def test_a_kernel_that_was_changed_is_not_loaded(host: Path, driver: Path, bundl
     assert "is not the file that its manifest names" in error
 
 
-def test_what_no_kernel_indexes_is_refused(host: Path, driver: Path, bundle: Path, tmp_path: Path) -> None:
+def test_no_tokens_and_no_rank_launch_nothing(host: Path, driver: Path, bundle: Path, tmp_path: Path) -> None:
     problem, inputs = make(OPERATORS["MatMulW4A16LoRC"], 3, 256, 32, 128, "fp16")
     inputs["U"] = np.zeros((256, 0), np.int8)
     inputs["V"] = np.zeros((0, 32), np.int8)
     inputs["U_scales"], inputs["V_scales"] = np.zeros((1, 0), np.float16), np.zeros((0, 1), np.float16)
     inputs["A"] = np.zeros((0, 256), np.float16)
     (tmp_path / "cases").write_bytes(case(problem, inputs))
-    found = tell(host, tmp_path / "cases", driver, bundle)  # no rank and no tokens: nothing to launch
+    found = tell(host, tmp_path / "cases", driver, bundle)
     assert [(run.failed, run.launches) for run in found.runs] == [("", [])] * 2
 
 

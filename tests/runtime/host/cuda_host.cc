@@ -1,10 +1,13 @@
 // A host of the operator library that is not ONNX Runtime, with a GPU that is not there: creates nodes as on the CUDA
 // provider, runs each twice, and tells of all that happens on standard output, as the stand-in for libcuda does.
 //
-//   cuda_host CASES ALIGNMENT [DEVICE [ask]]    arrays begin at multiples of ALIGNMENT; of the DEVICE that ONNX Runtime
-//                                               names; `ask`: nothing is asked for, the library chooses
+//   cuda_host CASES ALIGNMENT [DEVICE [HOW]]    arrays begin at multiples of ALIGNMENT; of the DEVICE that ONNX Runtime
+//                                               names. HOW `ask`: nothing is asked for, the library chooses; `threads`:
+//                                               four of them run all nodes
 //
 // Nodes are all created before the first one runs, as in a session. An error of a node's is told, and the next one tried.
+
+#include <thread>
 
 #include "cases.h"
 
@@ -54,25 +57,33 @@ void run(const Created& made) {
               context.output.count() * size_of(context.output.info.type));
 }
 
-}  // namespace
-
-int main(int count, char** arguments) {
-  if (count < 3) fail("usage: cuda_host CASES ALIGNMENT [DEVICE [ask]]");
-  Memory::alignment = static_cast<size_t>(std::atoi(arguments[2]));
-  arena().memory.device = count > 3 ? std::atoi(arguments[3]) : 0;
-  has_cuda = true;
-  const ApiBase base{[](uint32_t) noexcept { return api(); }, []() noexcept { return "none"; }};
-  SessionOptions options;
-  if (count < 5) options.entries = {{"ai.zq2onnx.ops", "all"}, {"ai.zq2onnx.provider", "cuda"}};
-  check(RegisterCustomOps(&options, &base));
-  std::printf("registered\t%s\n", options.entries["ai.zq2onnx.registered"].c_str());
-  std::vector<Created> nodes;
-  for (Reader reader(arguments[1]); !reader.done();) nodes.push_back(create(options, reader.node()));
+void run_all(const std::vector<Created>& nodes) {
   for (int turn = 0; turn < 2; ++turn) {
     for (const Created& made : nodes) {
       if (made.kernel) run(made);
     }
   }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count < 3) fail("usage: cuda_host CASES ALIGNMENT [DEVICE [HOW]]");
+  const std::string how = count > 4 ? arguments[4] : "";
+  Memory::alignment = static_cast<size_t>(std::atoi(arguments[2]));
+  arena().memory.device = count > 3 ? std::atoi(arguments[3]) : 0;
+  has_cuda = true;
+  const ApiBase base{[](uint32_t) noexcept { return api(); }, []() noexcept { return "none"; }};
+  SessionOptions options;
+  if (how != "ask") options.entries = {{"ai.zq2onnx.ops", "all"}, {"ai.zq2onnx.provider", "cuda"}};
+  check(RegisterCustomOps(&options, &base));
+  std::printf("registered\t%s\n", options.entries["ai.zq2onnx.registered"].c_str());
+  std::vector<Created> nodes;
+  for (Reader reader(arguments[1]); !reader.done();) nodes.push_back(create(options, reader.node()));
+  std::vector<std::thread> others;
+  for (int each = 1; each < (how == "threads" ? 4 : 1); ++each) others.emplace_back([&] { run_all(nodes); });
+  run_all(nodes);
+  for (std::thread& each : others) each.join();
   for (const Created& made : nodes) {
     if (made.kernel) made.op->KernelDestroy(made.kernel);
   }

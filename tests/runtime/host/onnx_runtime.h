@@ -11,6 +11,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -107,16 +108,27 @@ struct MemoryInfo {
 // The device's: what is taken from it must be given back. Tells of both on standard output.
 struct Arena : Allocator {
   MemoryInfo memory{0};
+  std::mutex mutex;
   std::map<void*, std::unique_ptr<Memory>> taken;
 
   Arena() {
     version = kApiVersion;
     Alloc = nullptr;  // the library takes what belongs to a stream
     Info = [](const Allocator* self) { return &static_cast<const Arena*>(self)->memory; };
-    Free = [](Allocator* self, void* data) {
-      std::printf("free\t%p\n", data);
-      if (!static_cast<Arena*>(self)->taken.erase(data)) fail("what is freed was never taken");
-    };
+    Free = [](Allocator* self, void* data) { static_cast<Arena*>(self)->give_back(data); };
+  }
+  void* take(size_t bytes) {
+    auto made = std::make_unique<Memory>(bytes);
+    void* data = made->data();
+    std::printf("scratch\t%p\t%zu\n", data, bytes);
+    const std::lock_guard<std::mutex> lock(mutex);
+    taken[data] = std::move(made);
+    return data;
+  }
+  void give_back(void* data) {
+    std::printf("free\t%p\n", data);
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!taken.erase(data)) fail("what is freed was never taken");
   }
 };
 inline Arena& arena() {
@@ -268,10 +280,7 @@ inline void set_gpu(Table& table) {
   });
   set<KernelContextGetScratchBuffer>(
       table, [](const KernelContext*, const MemoryInfo*, size_t bytes, void** data) noexcept -> Status* {
-        auto memory = std::make_unique<Memory>(bytes);
-        *data = memory->data();
-        std::printf("scratch\t%p\t%zu\n", *data, bytes);
-        arena().taken[*data] = std::move(memory);
+        *data = arena().take(bytes);
         return nullptr;
       });
 }
