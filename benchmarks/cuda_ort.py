@@ -151,8 +151,22 @@ class Bench:
                     place.mkdir()
                     (path,) = write_models(place, kind, shape, [products], dtype=np.float16)
                     for graph in self.graphs:
-                        forms[form, graph] = Form(path, ops, self.provider, graph, products)
+                        made = self.form(path, ops, products, graph)
+                        if made is not None:
+                            forms[form, graph] = made
                 yield self.row(name, shape, count, forms)
+
+    def form(self, path: Path, ops: list[str], products: int, graph: bool) -> Form | None:
+        """A form; None, which is said, where ONNX Runtime cannot make a CUDA graph of it."""
+        try:
+            return Form(path, ops, self.provider, graph, products)
+        except UserError:
+            raise
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but this
+            if not graph:
+                raise UserError(f"{path.parent.name}: {str(error).splitlines()[0]}") from error
+            print(f"no CUDA graph of {path.parent.name}: {str(error).splitlines()[0]}")
+            return None
 
     def row(self, name: str, shape: Shape, tokens: int, forms: dict[tuple[str, bool], Form]) -> Row:
         """Compare results, then time in turns."""
@@ -260,6 +274,16 @@ def print_row(row: Row) -> None:
     )
 
 
+def add_row(path: Path, row: Row) -> None:
+    """A row is kept when it is measured, whatever comes after it."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(row)))
+        if new:
+            writer.writeheader()
+        writer.writerow(asdict(row))
+
+
 def main(arguments: list[str] | None = None) -> None:
     given = options(arguments)
     names: list[str] = given.operator or list(NAMES)
@@ -272,19 +296,16 @@ def main(arguments: list[str] | None = None) -> None:
         ratios = ("portable", "graphs", "float g.")
         print(f"{'operator':<12}{'group':>6}{'K x N':>13}{'tokens':>7}{'error':>9}", end="")
         print("".join(f"{head:>10}" for head in heads) + "".join(f"{head:>10}" for head in ratios))
-        rows = []
+        if given.csv:
+            given.csv.unlink(missing_ok=True)
         for name, shape in itertools.product(names, shapes):
             for row in bench.rows(name, shape, given.tokens or list(TOKENS)):
                 print_row(row)
-                rows.append(row)
+                if given.csv:
+                    add_row(given.csv, row)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    if given.csv:
-        with given.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(asdict(rows[0])))
-            writer.writeheader()
-            writer.writerows(map(asdict, rows))
 
 
 if __name__ == "__main__":

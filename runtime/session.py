@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from zq2onnx.runtime.library import PROVIDER_VARIABLE, library_file, register
-from zq2onnx.runtime.providers import CUDA_PROVIDER, require_onnxruntime
+from zq2onnx.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER, require_onnxruntime
 
 if TYPE_CHECKING:
     import onnxruntime
 
 _ORT = require_onnxruntime()
 
-_CUDA = (CUDA_PROVIDER, "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+_CPU = {CPU_PROVIDER, "AzureExecutionProvider"}
+"""Those of the plain package; the second takes none of a model's own nodes."""
 
 
 class InferenceSession(_ORT.InferenceSession):  # type: ignore[name-defined]
@@ -36,19 +37,26 @@ class InferenceSession(_ORT.InferenceSession):  # type: ignore[name-defined]
     ) -> None:
         options = _ORT.SessionOptions() if sess_options is None else sess_options
         if library_file() is not None:
-            register(options, provider=_provider(providers, options))
+            register(options, **wishes(providers, options))
         super().__init__(path_or_bytes, options, providers, provider_options, **kwargs)
         _trim_memory()
 
 
-def _provider(providers: Sequence[Any] | None, options: onnxruntime.SessionOptions) -> str | None:
-    """What a session of these providers runs on; None where the environment or the options say it."""
-    if not providers:
-        chosen = getattr(options, "has_providers", lambda: False)  # since ONNX Runtime 1.23
-        # Unasked it takes the CPU, with its CUDA package too.
-        return None if chosen() or os.environ.get(PROVIDER_VARIABLE) else "cpu"
-    names = [item if isinstance(item, str) else item[0] for item in providers]
-    return "cuda" if any(name in _CUDA for name in names) else "cpu"
+def wishes(providers: Sequence[Any] | None, options: onnxruntime.SessionOptions) -> dict[str, Any]:
+    """Arguments of `register` for a session of these providers.
+
+    Nothing is registered where nodes may go to an accelerator that we have no kernels for: with the library
+    they would come to the CPU.
+    """
+    names = {item if isinstance(item, str) else item[0] for item in providers or ()}
+    if CUDA_PROVIDER in names:
+        return {"provider": "cuda"}
+    if names:
+        return {"provider": "cpu"} if names <= _CPU else {"ops": []}
+    chosen = getattr(options, "has_providers", lambda: False)  # since ONNX Runtime 1.23
+    if chosen() or os.environ.get(PROVIDER_VARIABLE):
+        return {}
+    return {"provider": "cpu"}  # which is what it takes unasked, with its CUDA package too
 
 
 def _trim_memory() -> None:

@@ -17,6 +17,12 @@ Wish given(const char* value, const char* name, const char* variable) {
   return value ? Wish{value, name} : environment(variable);
 }
 
+// A field of a line: what would end it, in a folder's name say, is a blank.
+std::string field(std::string text) {
+  std::replace_if(text.begin(), text.end(), [](unsigned char c) { return c < ' '; }, ' ');
+  return text;
+}
+
 // Driver, GPUs and kernels.
 std::string describe_cuda() {
   const cuda::FoundDriver& driver = cuda::find_driver();
@@ -25,9 +31,9 @@ std::string describe_cuda() {
   std::string text = "driver\t" + (driver.version ? cuda::version_text(driver.version) : "") + "\t" +
                      (found.devices.empty() ? found.why_none : "") + "\n";
   for (const cuda::DeviceFacts& device : found.devices) {
-    text += "gpu\t" + device.name + "\tsm_" + std::to_string(device.capability) + "\n";
+    text += "gpu\t" + field(device.name) + "\tsm_" + std::to_string(device.capability) + "\n";
   }
-  return text + "bundle\t" + cuda::bundle_folder() + "\t" + compiled.why_none + "\n";
+  return text + "bundle\t" + field(cuda::bundle_folder()) + "\t" + field(compiled.why_none) + "\n";
 }
 
 std::string describe(const char* ops, const char* provider) {
@@ -40,7 +46,7 @@ std::string describe(const char* ops, const char* provider) {
   for (size_t index = 0; index < kOperators.size(); ++index) {
     const Verdict& verdict = selection.verdicts[index];
     text += std::string("operator\t") + kOperators[index].name + "\t" + (verdict.registered ? "yes" : "no") +
-            "\t" + verdict.why + "\n";
+            "\t" + field(verdict.why) + "\n";
   }
   return text;
 }

@@ -54,7 +54,8 @@ bool on_cuda(const Wish& wish, bool host_has_cuda) {
   const std::string value = trimmed(wish.value);
   if (value == "cpu") return false;
   if (value == "cuda") return true;
-  if (value.empty()) return host_has_cuda && cuda::is_usable();
+  // Kernels do not matter: without them names are left out, rather than registered for the CPU alone.
+  if (value.empty()) return host_has_cuda && !cuda::find_devices().devices.empty();
   throw Error(wish.source + " is '" + value + "'", "cpu or cuda");
 }
 
@@ -68,7 +69,7 @@ Verdict verdict_on_cpu(const Operator& op, std::optional<bool> asked) {
 
 Verdict verdict_on_cuda(const Operator& op, std::optional<bool> asked, const std::string& why_not) {
   if (asked && !*asked) return {false, "not asked for"};
-  if (!why_not.empty()) return {false, why_not + ": its function runs on the GPU"};
+  if (!why_not.empty()) return {false, why_not + ": left to its function"};
   if (asked) return {true, "asked for"};
   if (op.cuda_pays) return {true, "faster than its function"};
   return {false, "its CUDA kernel is not measured on a GPU yet, and registered only if asked for"};

@@ -16,7 +16,7 @@ struct Wish {
 
 struct Wishes {
   Wish ops;       // names, comma-separated; `all`; `none`; "": those that pay
-  Wish provider;  // `cpu`, `cuda`; "": cuda where the host has the CUDA provider, and kernels and a GPU are here
+  Wish provider;  // `cpu`, `cuda`; "": cuda where the host has the CUDA provider, and a GPU is here
 };
 
 struct Verdict {

@@ -5,6 +5,7 @@ Skips, with the reason, where there is no GPU, no compiled kernel for it, or no 
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import onnxruntime as ort
 import pytest
 
 import zq2onnx
+from tests import zoo
 from tests.kernels import interpreted
 from tests.kernels.problems import make
 from tests.operator_model import Array, operator_model
@@ -26,13 +28,13 @@ from zq2onnx.runtime.providers import CPU_PROVIDER, CUDA_PROVIDER
 
 
 def why_not() -> str:
-    """What is missing; "" where nothing is."""
+    """What is missing; "" where there is a GPU. That it has kernels is tested, not presumed."""
     if CUDA_PROVIDER not in ort.get_available_providers():
         return f"onnxruntime {ort.__version__} has no CUDA provider"
     if library_file() is None:
         return "the operator library is not built"
-    missing = {choice.why for choice in describe("all", "cuda").operators if not choice.registered}
-    return "; ".join(sorted(missing))
+    found = describe("all", "cuda").cuda
+    return "no GPU" if found is None else found.why_no_gpu
 
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(why_not()), reason=f"no GPU tests: {why_not()}")]
@@ -45,9 +47,16 @@ def session(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    register(options, ops, "cuda")
+    names = register(options, ops, "cuda")
+    assert set(names) == (set(OPERATORS) if ops == "all" else set(ops))
     content = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return ort.InferenceSession(content, options, providers=[(CUDA_PROVIDER, provider_options), CPU_PROVIDER])
+    made = ort.InferenceSession(content, options, providers=[(CUDA_PROVIDER, provider_options)])
+    assert made.get_providers()[0] == CUDA_PROVIDER
+    return made
+
+
+def test_every_operator_has_kernels_for_every_gpu() -> None:
+    assert {choice.why for choice in describe("all", "cuda").operators} == {"asked for"}
 
 
 def node_model(problem: Problem, inputs: dict[str, Array]) -> onnx.ModelProto:
@@ -119,23 +128,29 @@ def test_sessions_and_threads() -> None:
         assert len(set(pool.map(one, range(16)))) == 1
 
 
+@pytest.mark.parametrize("model", ["opt-fp16", "llama-fp16"])
 @pytest.mark.parametrize("scheme", ["w4a16", "w8a8", "w4a8"])
-@pytest.mark.parametrize(("group", "rank"), [(32, 0), (32, 8), (128, 8)])
+@pytest.mark.parametrize(("group", "rank"), [(32, 0), (32, 8), (128, 0), (128, 8)])
 def test_models_agree_with_their_functions(
-    scheme: str, group: int, rank: int, tiny_model: Path, tmp_path: Path
+    model: str, scheme: str, group: int, rank: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "converted.onnx"
-    zq2onnx.convert(
-        tiny_model / "model.onnx", path, scheme=scheme, group_size=group, lorc_rank=rank, check="none", jobs=1
-    )
-    ids = np.random.default_rng(0).integers(0, 200, (2, 24), np.int64)
+    source = zoo.model(model)
+    zq2onnx.convert(source, path, scheme=scheme, group_size=group, lorc_rank=rank, check="none", jobs=1)
+    ids = np.random.default_rng(0).integers(0, 90, (2, 24), np.int64)
     fed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     results = []
     for ops in ("all", []):
         options = ort.SessionOptions()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(tmp_path / "profile")
         register(options, ops, "cuda")
         made = ort.InferenceSession(path, options, providers=[CUDA_PROVIDER, CPU_PROVIDER])
-        wanted = {item.name: fed[item.name] for item in made.get_inputs()}
-        results.append(made.run(["logits"], wanted)[0].astype(np.float64))
+        results.append(made.run(["logits"], fed)[0].astype(np.float64))
+        events = [event for event in json.loads(Path(made.end_profiling()).read_text()) if "args" in event]
+        ours = {
+            event["args"].get("provider") for event in events if event["args"].get("op_name") in OPERATORS
+        }
+        assert ours == ({CUDA_PROVIDER} if ops else set())
     fused, portable = results
     assert np.abs(fused - portable).max() <= 0.03 * np.abs(portable).max()

@@ -19,15 +19,16 @@ namespace zq2onnx::cuda {
 namespace {
 
 constexpr int64_t kFormat = 1;
-constexpr int64_t kMostBytes = int64_t{64} << 20;  // of a file: a bundle has less in all
+constexpr int64_t kMostBytes = int64_t{64} << 20;     // of a file: a bundle has less in all
+constexpr int64_t kMostManifest = int64_t{16} << 20;  // values take many times the memory of their text
 constexpr size_t kMostKernels = 10000;
 constexpr size_t kMostArguments = 64;
 constexpr const char* kRemedy = "an intact bundle (zq2onnx kernels build)";
 
-std::string read_file(const std::string& path) {
+std::string read_file(const std::string& path, int64_t most) {
   struct stat found {};
   if (stat(path.c_str(), &found) || !S_ISREG(found.st_mode)) throw Error(path + " is no file", kRemedy);
-  if (found.st_size > kMostBytes) throw Error(path + " has more than 64 MiB", kRemedy);
+  if (found.st_size > most) throw Error(path + " has more than " + std::to_string(most) + " bytes", kRemedy);
   std::ifstream file(path, std::ios::binary);
   std::string content{std::istreambuf_iterator<char>(file), {}};
   if (!file) throw Error(path + " cannot be read", kRemedy);
@@ -161,7 +162,7 @@ std::shared_ptr<const Bundle> read_bundle(const std::string& folder) {
   auto bundle = std::make_shared<Bundle>();
   bundle->folder = folder;
   try {
-    const Json manifest = Json::parse(read_file(path));
+    const Json manifest = Json::parse(read_file(path, kMostManifest));
     manifest.at("format").integer("format", kFormat, kFormat);
     const std::vector<Json>& kernels = manifest.at("kernels").items("kernels");
     if (kernels.size() > kMostKernels) throw Error(std::to_string(kernels.size()) + " kernels", "10000 at most");
@@ -210,7 +211,7 @@ std::vector<const Kernel*> Bundle::kernels_for(int capability) const {
 
 std::string read_kernel(const Bundle& bundle, const Kernel& kernel) {
   const std::string path = bundle.folder + "/" + kernel.file;
-  std::string content = read_file(path);
+  std::string content = read_file(path, kMostBytes);
   if (content.size() != kernel.bytes || sha256(content) != kernel.sha256) {
     throw Error(path + " is not the file that its manifest names", kRemedy);
   }

@@ -42,6 +42,19 @@ FoundDevices look_for_devices() {
   return found;
 }
 
+// While it lives, what the thread calls does not break a graph that another one captures.
+class Relaxed {
+ public:
+  explicit Relaxed(const Driver& driver) : driver_(driver) { driver_.cuThreadExchangeStreamCaptureMode(&mode_); }
+  ~Relaxed() { driver_.cuThreadExchangeStreamCaptureMode(&mode_); }
+  Relaxed(const Relaxed&) = delete;
+  Relaxed& operator=(const Relaxed&) = delete;
+
+ private:
+  const Driver& driver_;
+  CaptureMode mode_ = CaptureMode::kRelaxed;  // then the one that was before
+};
+
 }  // namespace
 
 const FoundDevices& find_devices() {
@@ -93,6 +106,7 @@ LoadedKernel::LoadedKernel(std::shared_ptr<Device> device, std::shared_ptr<const
   const std::string content = read_kernel(*bundle_, kernel);  // PTX is text: the terminating zero belongs to it
   const Driver& driver = device_->driver();
   const Device::Current current(*device_);
+  const Relaxed relaxed(driver);
   try {
     driver.check(driver.cuModuleLoadData(&module_, content.c_str()), "cuModuleLoadData");
     driver.check(driver.cuModuleGetFunction(&function_, module_, kernel.symbol.c_str()), "cuModuleGetFunction");
@@ -102,6 +116,7 @@ LoadedKernel::LoadedKernel(std::shared_ptr<Device> device, std::shared_ptr<const
                                              static_cast<int>(kernel.shared)),
                    "cuFuncSetAttribute");
     }
+    if (driver.cuFuncLoad) driver.check(driver.cuFuncLoad(function_), "cuFuncLoad");  // else the first launch may load
   } catch (const Error& error) {
     if (module_) driver.cuModuleUnload(module_);
     throw Error(kernel.file + ": " + error.what(), "");
@@ -111,6 +126,7 @@ LoadedKernel::LoadedKernel(std::shared_ptr<Device> device, std::shared_ptr<const
 LoadedKernel::~LoadedKernel() {
   try {
     const Device::Current current(*device_);
+    const Relaxed relaxed(device_->driver());
     device_->driver().cuModuleUnload(module_);
   } catch (const Error&) {  // there is no context any more
   }
@@ -121,7 +137,7 @@ void LoadedKernel::launch(const unsigned (&grid)[3], void** addresses, Stream st
   attribute.id = LaunchAttribute::kProgrammaticSerialization;
   attribute.value[0] = 1;
   const LaunchConfig config{{grid[0], grid[1], grid[2]}, {kernel_.threads, 1, 1}, kernel_.shared, stream,
-                            &attribute, dependent ? 1u : 0u};
+                            &attribute, dependent && device_->driver().dependent_launches ? 1u : 0u};
   const Driver& driver = device_->driver();
   driver.check(driver.cuLaunchKernelEx(&config, function_, addresses, nullptr), "cuLaunchKernelEx");
 }

@@ -8,6 +8,7 @@ namespace zq2onnx::cuda {
 namespace {
 
 constexpr const char* kLibrary = "libcuda.so.1";
+constexpr int kDependentLaunches = 12030;  // the version whose graphs have edges of their kind
 
 class Symbols {
  public:
@@ -44,11 +45,14 @@ std::string find_functions(void* library, Driver& driver) {
   ZQ2ONNX_FIND(cuModuleLoadData);
   ZQ2ONNX_FIND(cuModuleUnload);
   ZQ2ONNX_FIND(cuModuleGetFunction);
+  ZQ2ONNX_FIND(cuThreadExchangeStreamCaptureMode);
   ZQ2ONNX_FIND(cuFuncSetCacheConfig);
   ZQ2ONNX_FIND(cuFuncSetAttribute);
   ZQ2ONNX_FIND(cuLaunchKernelEx);
 #undef ZQ2ONNX_FIND
-  return symbols.missing();
+  const std::string missing = symbols.missing();
+  symbols.find(driver.cuFuncLoad, "cuFuncLoad");
+  return missing;
 }
 
 std::string told(const Driver& driver, Result result) {
@@ -68,6 +72,7 @@ FoundDriver look_for_driver() {
   static Driver driver;
   const std::string missing = find_functions(library, driver);
   if (driver.cuDriverGetVersion) driver.cuDriverGetVersion(&found.version);
+  driver.dependent_launches = found.version >= kDependentLaunches;
   if (driver.cuDriverGetVersion && found.version < kLeastDriver) {
     found.why_not = "the driver is of CUDA " + version_text(found.version) + "; required: " + version_text(kLeastDriver) +
                     " or later";

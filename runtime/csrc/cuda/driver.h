@@ -19,9 +19,10 @@ using Stream = struct StreamHandle*;
 enum class DeviceAttribute : int { kMajor = 75, kMinor = 76 };
 enum class FunctionAttribute : int { kMaxDynamicShared = 8 };
 enum class CacheConfig : int { kPreferShared = 1 };
+enum class CaptureMode : int { kRelaxed = 2 };
 
 // `CUlaunchAttribute`, of which one is used.
-struct LaunchAttribute {
+struct alignas(8) LaunchAttribute {
   static constexpr int kProgrammaticSerialization = 6;
   int id;
   char padding[4];
@@ -55,9 +56,12 @@ struct Driver {
   Result (*cuModuleLoadData)(Module*, const void*);
   Result (*cuModuleUnload)(Module);
   Result (*cuModuleGetFunction)(Function*, Module, const char*);
+  Result (*cuThreadExchangeStreamCaptureMode)(CaptureMode*);
   Result (*cuFuncSetCacheConfig)(Function, CacheConfig);
   Result (*cuFuncSetAttribute)(Function, FunctionAttribute, int);
   Result (*cuLaunchKernelEx)(const LaunchConfig*, Function, void**, void**);
+  Result (*cuFuncLoad)(Function);  // null before CUDA 12.4
+  bool dependent_launches;         // whether they may be captured in a graph: since CUDA 12.3
 
   // Throws Error that names the call, and what the driver says of it.
   void check(Result result, const char* call) const;

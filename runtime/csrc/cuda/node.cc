@@ -1,5 +1,7 @@
 #include "node.h"
 
+#include <algorithm>
+
 namespace zq2onnx::cuda {
 namespace {
 
@@ -18,7 +20,6 @@ class RunScratch {
     if (!bytes) return;
     const ort::MemoryInfo* info = allocator->Info(allocator);
     check(api->call<ort::KernelContextGetScratchBuffer>(context, info, bytes, &data_));
-    if (!data_) throw Error("no " + std::to_string(bytes) + " bytes of scratch memory", "memory on the GPU");
   }
   ~RunScratch() {
     if (data_) allocator_->Free(allocator_, data_);
@@ -50,6 +51,18 @@ int Node::ordinal() const {
   return ordinal;
 }
 
+// What takes a run's memory ends the process where there is none. So where more is wanted than there was, it is first
+// taken in a way that fails with a status, and given back to the arena, where the run finds it.
+void Node::require_memory(size_t bytes) const {
+  size_t had = had_.load();
+  if (bytes <= had) return;
+  void* data = nullptr;
+  check(api()->call<ort::AllocatorAlloc>(allocator_.get(), bytes, &data));
+  check(api()->call<ort::AllocatorFree>(allocator_.get(), data));
+  while (bytes > had && !had_.compare_exchange_weak(had, bytes)) {
+  }
+}
+
 Plan Node::plan(const RunInputs& inputs, const Addresses& addresses) const {
   const TensorRefs& tensors = inputs.tensors();
   const auto is_int8 = [&](Input input) { return tensors[input] && tensors[input]->type == ort::ElementType::kInt8; };
@@ -71,7 +84,9 @@ void Node::compute(ort::KernelContext* context) const {
     if (inputs.tokens() == 0) return;
     void* stream = nullptr;
     check(api()->call<ort::KernelContextGetGpuComputeStream>(static_cast<const ort::KernelContext*>(context), &stream));
+    if (!stream) throw Error("ONNX Runtime gives no stream", "a session on the CUDA provider");
     const Plan launches = plan(inputs, addresses);
+    require_memory(launches.scratch_bytes());
     const RunScratch scratch(api(), context, allocator_.get(), launches.scratch_bytes());
     const Device::Current current(*device_);
     launches.launch(addresses, scratch.data(), static_cast<Stream>(stream));

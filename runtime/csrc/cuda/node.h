@@ -1,6 +1,7 @@
 // One node of a session on a GPU: its kernels are loaded with it, and launched at every run.
 #pragma once
 
+#include <atomic>
 #include <memory>
 
 #include "../inputs.h"
@@ -27,12 +28,14 @@ class Node {
 
   int ordinal() const;
   Plan plan(const RunInputs& inputs, const Addresses& addresses) const;
+  void require_memory(size_t bytes) const;
 
   NodeInputs inputs_;
   std::unique_ptr<ort::Allocator, Release> allocator_;  // of the device's memory
   std::shared_ptr<Device> device_;
   Sizes sizes_;  // those that are known of the node
   Candidates candidates_;
+  mutable std::atomic<size_t> had_{0};  // the most scratch memory that there was for a run
 };
 
 }  // namespace zq2onnx::cuda

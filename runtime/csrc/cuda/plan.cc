@@ -108,18 +108,18 @@ void Plan::place_scratch(ort::ElementType type) {
 
 void Plan::launch(Addresses addresses, char* scratch, Stream stream) const {
   for (const auto& [array, at] : scratch_) addresses[array] = scratch + at;
-  if (prologue_) launch_one(*prologue_, addresses, stream, false);
+  const bool prepared = prologue_ && launch_one(*prologue_, addresses, stream, false);
   if (!sizes_[Size::kRounds]) addresses[Array::kX] = addresses[Array::kA];
-  launch_one(*product_, addresses, stream, prologue_ && product_->kernel().dependent);
+  launch_one(*product_, addresses, stream, prepared && product_->kernel().dependent);
 }
 
-void Plan::launch_one(const LoadedKernel& loaded, const Addresses& addresses, Stream stream, bool dependent) const {
+bool Plan::launch_one(const LoadedKernel& loaded, const Addresses& addresses, Stream stream, bool dependent) const {
   const Kernel& kernel = loaded.kernel();
   unsigned grid[3] = {1, 1, 1};
   for (size_t axis = 0; axis < 3; ++axis) {
     int64_t extent = 1;
     for (const auto& [size, tile] : kernel.grid[axis]) extent *= (sizes_[size] + tile - 1) / tile;
-    if (extent == 0) return;
+    if (extent == 0) return false;
     if (extent > kMostGrid[axis]) throw Error("no grid for " + text(sizes_), "fewer tokens");
     grid[axis] = static_cast<unsigned>(extent);
   }
@@ -135,6 +135,7 @@ void Plan::launch_one(const LoadedKernel& loaded, const Addresses& addresses, St
   count += kernel.hidden;
   for (size_t index = 0; index < count; ++index) pointers[index] = &values[index];
   loaded.launch(grid, pointers, stream, dependent);
+  return true;
 }
 
 }  // namespace zq2onnx::cuda

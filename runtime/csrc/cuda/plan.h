@@ -48,7 +48,8 @@ class Plan {
 
  private:
   void place_scratch(ort::ElementType type);
-  void launch_one(const LoadedKernel& loaded, const Addresses& addresses, Stream stream, bool dependent) const;
+  // Whether there was anything to launch.
+  bool launch_one(const LoadedKernel& loaded, const Addresses& addresses, Stream stream, bool dependent) const;
 
   struct Place {
     Array array;

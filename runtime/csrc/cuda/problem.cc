@@ -71,7 +71,9 @@ Sizes node_sizes(const Operator& op, const Geometry& g) {
   const bool whole = op.storage() == Storage::kWholeBytes;
   const bool by_block = op.activation == Activation::kInt8PerBlock;
   require_zero_points_by_group(g, whole);
-  require_indexable("rows of B", g.k_blocks, g.block);
+  // Kernels count up to a tile beyond a row.
+  require_indexable("rows of B", std::max(divide_up(g.k, kRoundTile) + 1, divide_up(g.k_blocks * g.block, kRoundTile)),
+                    kRoundTile);
   require_indexable("zero_points", g.rows, g.zero_bytes);
   require_indexable("scales", g.n, g.groups);
   Sizes sizes = kind_sizes(op);

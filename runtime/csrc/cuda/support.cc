@@ -1,7 +1,5 @@
 #include "support.h"
 
-#include <algorithm>
-
 #include "../error.h"
 
 namespace zq2onnx::cuda {
@@ -17,7 +15,7 @@ constexpr struct {
 std::string why_not_on(const DeviceFacts& device, const std::vector<const Kernel*>& kernels, const Operator& op) {
   for (const auto& [type, name] : kTypes) {
     if (covers(kernels, op, type)) continue;
-    return "no CUDA kernel of its is compiled for " + device.name + " (sm_" + std::to_string(device.capability) +
+    return "no kernel for it is compiled for " + device.name + " (sm_" + std::to_string(device.capability) +
            ") in " + name;
   }
   return "";
@@ -46,11 +44,6 @@ WhyNot why_not() {
     }
   }
   return why;
-}
-
-bool is_usable() {
-  const WhyNot why = why_not();
-  return std::any_of(why.begin(), why.end(), [](const std::string& each) { return each.empty(); });
 }
 
 }  // namespace zq2onnx::cuda

@@ -20,7 +20,4 @@ FoundBundle look_for_bundle();
 using WhyNot = std::array<std::string, kOperators.size()>;
 WhyNot why_not();
 
-// Whether some operator's kernels can.
-bool is_usable();
-
 }  // namespace zq2onnx::cuda

@@ -25,6 +25,7 @@ from tests.runtime.cuda.stand_in import (
 from tests.runtime.fused import needs_library
 from zq2onnx.opset import OPERATORS
 from zq2onnx.runtime.kernels.manifest import FORMAT
+from zq2onnx.runtime.library import describe
 
 pytestmark = needs_library
 
@@ -61,7 +62,7 @@ def reason(driver: Path | None, bundle: Path | None, **more: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env=seen)
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
-    return last.removeprefix("no operator is registered: ").removesuffix(": its function runs on the GPU")
+    return last.removeprefix("no operator is registered: ").removesuffix(": left to its function")
 
 
 def test_without_a_driver(tmp_path: Path) -> None:
@@ -75,9 +76,11 @@ def test_without_a_driver(tmp_path: Path) -> None:
         ({"STAND_IN_FAIL": "cuInit=100"}, "cuInit: unknown error (100)"),
         ({"STAND_IN_GPUS": ""}, "the driver sees no GPU"),
         ({"STAND_IN_FAIL": "cuDeviceGetCount=3"}, "cuDeviceGetCount: unknown error (3)"),
+        ({"STAND_IN_FAIL": "cuDeviceGetName=3"}, "cuDeviceGetName: unknown error (3)"),
+        ({"STAND_IN_FAIL": "cuDeviceGetAttribute=3"}, "cuDeviceGetAttribute: unknown error (3)"),
         (
             {"STAND_IN_GPUS": "H100:90,Tesla T4:75"},
-            "no CUDA kernel of its is compiled for Tesla T4 (sm_75) in float16",
+            "no kernel for it is compiled for Tesla T4 (sm_75) in float16",
         ),
     ],
 )
@@ -167,17 +170,30 @@ def test_kernels_that_are_missing_leave_their_operators_out(driver: Path, bundle
     command = [sys.executable, "-m", "zq2onnx", "runtime", "info"]
     printed = subprocess.run(command, capture_output=True, text=True, env=seen, check=True).stdout
     verdicts = {line.split()[0]: line for line in printed.splitlines() if line.startswith("MatMul")}
-    assert "no CUDA kernel of its is compiled for Stand-in (sm_90) in bfloat16" in verdicts["MatMulW3A8"]
+    assert "no kernel for it is compiled for Stand-in (sm_90) in bfloat16" in verdicts["MatMulW3A8"]
     assert {name for name, line in verdicts.items() if line.split()[1] == "no"} == {
         name for name in OPERATORS if name.startswith("MatMulW3")
     }
 
 
-def test_nothing_is_registered_unasked(host: Path, driver: Path, bundle: Path, cases: Path) -> None:
-    """No kernel is measured on a GPU yet."""
-    found = run_host(host, cases, environment(driver, bundle), 256, 0, "ask")
+@pytest.mark.parametrize("gpus", ["H100:90", "Tesla T4:75", "H100:90,Tesla T4:75"])
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_is_registered_unasked(
+    gpus: str, there: bool, host: Path, driver: Path, bundle: Path, cases: Path
+) -> None:
+    """No kernel is measured on a GPU yet; and a GPU session must not be given kernels of the CPU's."""
+    seen = environment(driver, bundle if there else bundle / "absent", STAND_IN_GPUS=gpus)
+    found = run_host(host, cases, seen, 256, 0, "ask")
     assert found.registered == ()
     assert found.created == ["absent"]
+
+
+def test_without_a_gpu_a_host_that_says_nothing_runs_on_the_cpu(
+    host: Path, driver: Path, bundle: Path, cases: Path
+) -> None:
+    on_cpu = {choice.name for choice in describe("", "cpu").operators if choice.registered}
+    found = run_host(host, cases, environment(driver, bundle, STAND_IN_GPUS=""), 256, 0, "ask")
+    assert set(found.registered) == on_cpu
 
 
 def tell(host: Path, cases: Path, driver: Path, bundle: Path, **more: str) -> Told:
@@ -198,6 +214,8 @@ def tell(host: Path, cases: Path, driver: Path, bundle: Path, **more: str) -> To
         ("cuFuncSetAttribute", 1, "cuFuncSetAttribute: unknown error (1)"),
         ("cuFuncSetCacheConfig", 1, "cuFuncSetCacheConfig: unknown error (1)"),
         ("cuCtxPushCurrent", 4, "cuCtxPushCurrent: unknown error (4)"),
+        ("cuCtxGetCurrent", 4, "cuCtxGetCurrent: unknown error (4)"),
+        ("cuFuncLoad", 2, "cuFuncLoad: unknown error (2)"),
     ],
 )
 def test_an_error_at_creation_names_call_and_node(
@@ -216,6 +234,12 @@ def test_an_error_at_a_run_names_call_and_node(host: Path, driver: Path, bundle:
         f"{OPERATOR} '{OPERATOR}': cuLaunchKernelEx: unknown error (719)"
     ] * 2
     assert all(run.scratch for run in found.runs)
+
+
+def test_a_full_gpu_fails_the_run(host: Path, driver: Path, bundle: Path, cases: Path) -> None:
+    found = run_host(host, cases, environment(driver, bundle), 256, 0, "full")
+    assert [run.failed for run in found.runs] == ["Failed to allocate memory for requested buffer"] * 2
+    assert not any(run.launches for run in found.runs)
 
 
 def test_a_kernel_that_was_changed_is_not_loaded(host: Path, driver: Path, bundle: Path, cases: Path) -> None:

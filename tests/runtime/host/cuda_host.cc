@@ -3,7 +3,7 @@
 //
 //   cuda_host CASES ALIGNMENT [DEVICE [HOW]]    arrays begin at multiples of ALIGNMENT; of the DEVICE that ONNX Runtime
 //                                               names. HOW `ask`: nothing is asked for, the library chooses; `threads`:
-//                                               four of them run all nodes
+//                                               four of them have a session each; `full`: the GPU has 1000 bytes left
 //
 // Nodes are all created before the first one runs, as in a session. An error of a node's is told, and the next one tried.
 
@@ -57,11 +57,16 @@ void run(const Created& made) {
               context.output.count() * size_of(context.output.info.type));
 }
 
-void run_all(const std::vector<Created>& nodes) {
+void session(const SessionOptions& options, const char* cases) {
+  std::vector<Created> nodes;
+  for (Reader reader(cases); !reader.done();) nodes.push_back(create(options, reader.node()));
   for (int turn = 0; turn < 2; ++turn) {
     for (const Created& made : nodes) {
       if (made.kernel) run(made);
     }
+  }
+  for (const Created& made : nodes) {
+    if (made.kernel) made.op->KernelDestroy(made.kernel);
   }
 }
 
@@ -72,20 +77,18 @@ int main(int count, char** arguments) {
   const std::string how = count > 4 ? arguments[4] : "";
   Memory::alignment = static_cast<size_t>(std::atoi(arguments[2]));
   arena().memory.device = count > 3 ? std::atoi(arguments[3]) : 0;
+  if (how == "full") arena().most = 1000;
   has_cuda = true;
   const ApiBase base{[](uint32_t) noexcept { return api(); }, []() noexcept { return "none"; }};
   SessionOptions options;
   if (how != "ask") options.entries = {{"ai.zq2onnx.ops", "all"}, {"ai.zq2onnx.provider", "cuda"}};
   check(RegisterCustomOps(&options, &base));
   std::printf("registered\t%s\n", options.entries["ai.zq2onnx.registered"].c_str());
-  std::vector<Created> nodes;
-  for (Reader reader(arguments[1]); !reader.done();) nodes.push_back(create(options, reader.node()));
   std::vector<std::thread> others;
-  for (int each = 1; each < (how == "threads" ? 4 : 1); ++each) others.emplace_back([&] { run_all(nodes); });
-  run_all(nodes);
-  for (std::thread& each : others) each.join();
-  for (const Created& made : nodes) {
-    if (made.kernel) made.op->KernelDestroy(made.kernel);
+  for (int each = 1; each < (how == "threads" ? 4 : 1); ++each) {
+    others.emplace_back([&] { session(options, arguments[1]); });
   }
+  session(options, arguments[1]);
+  for (std::thread& each : others) each.join();
   std::printf("end\t%zu\n", arena().taken.size());
 }

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../../../runtime/csrc/cuda/driver.h"
@@ -121,10 +122,12 @@ Result cuDeviceGet(DeviceHandle* handle, int ordinal) {
   return 0;
 }
 Result cuDeviceGetName(char* name, int size, DeviceHandle device) {
+  BEGIN(cuDeviceGetName);
   std::snprintf(name, static_cast<size_t>(size), "%s", gpus()[static_cast<size_t>(device)].first.c_str());
   return 0;
 }
 Result cuDeviceGetAttribute(int* value, DeviceAttribute attribute, DeviceHandle device) {
+  BEGIN(cuDeviceGetAttribute);
   const int capability = gpus()[static_cast<size_t>(device)].second;
   *value = attribute == DeviceAttribute::kMajor ? capability / 10 : capability % 10;
   return 0;
@@ -142,6 +145,7 @@ Result cuDevicePrimaryCtxRelease_v2(DeviceHandle device) {
   return 0;
 }
 Result cuCtxGetCurrent(Context* context) {
+  BEGIN(cuCtxGetCurrent);
   *context = current().empty() ? nullptr : current().back();
   return 0;
 }
@@ -175,6 +179,7 @@ Result cuModuleLoadData(Module* module, const void* image) {
   return 0;
 }
 Result cuModuleUnload(Module module) {
+  BEGIN(cuModuleUnload);
   if (current().empty() || current().back() != module->context) return kInvalidContext;
   std::printf("unload\t%s\n", module->function.name.c_str());
   delete module;
@@ -186,6 +191,11 @@ Result cuModuleGetFunction(Function* function, Module module, const char* symbol
   *function = &module->function;
   return 0;
 }
+Result cuThreadExchangeStreamCaptureMode(CaptureMode* mode) {
+  thread_local CaptureMode current{};
+  std::swap(current, *mode);
+  return 0;
+}
 Result cuFuncSetCacheConfig(Function, CacheConfig) { return failure("cuFuncSetCacheConfig"); }
 Result cuFuncSetAttribute(Function function, FunctionAttribute, int bytes) {
   BEGIN(cuFuncSetAttribute);
@@ -194,23 +204,25 @@ Result cuFuncSetAttribute(Function function, FunctionAttribute, int bytes) {
 }
 
 #ifndef OLD_DRIVER
+Result cuFuncLoad(Function) { return failure("cuFuncLoad"); }
 Result cuLaunchKernelEx(const LaunchConfig* config, Function function, void** parameters, void**) {
   BEGIN(cuLaunchKernelEx);
   if (current().empty()) return kInvalidContext;
   if (config->shared > (48u << 10) && config->shared > function->shared_allowed) return kInvalidValue;
-  std::printf("launch\t%s\t%u %u %u\t%u %u %u\t%u\t%p\t", function->name.c_str(), config->grid[0], config->grid[1],
-              config->grid[2], config->block[0], config->block[1], config->block[2], config->shared,
-              static_cast<void*>(config->stream));
+  std::ostringstream line;  // printed at once: threads may print too
+  line << "launch\t" << function->name;
+  for (const auto& sizes : {config->grid, config->block}) line << '\t' << sizes[0] << ' ' << sizes[1] << ' ' << sizes[2];
+  line << '\t' << config->shared << '\t' << static_cast<void*>(config->stream) << '\t';
   for (unsigned index = 0; index < config->attribute_count; ++index) {
-    std::printf("%d=%d ", config->attributes[index].id, config->attributes[index].value[0]);
+    line << config->attributes[index].id << '=' << config->attributes[index].value[0] << ' ';
   }
-  std::printf("\t");
+  line << '\t' << std::hex;
   for (size_t index = 0; index < function->sizes.size(); ++index) {
     uint64_t value = 0;
     std::memcpy(&value, parameters[index], function->sizes[index]);
-    std::printf("%llx ", static_cast<unsigned long long>(value));
+    line << value << ' ';
   }
-  std::printf("\n");
+  std::printf("%s\n", line.str().c_str());
   return 0;
 }
 #endif

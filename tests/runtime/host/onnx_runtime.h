@@ -108,6 +108,7 @@ struct MemoryInfo {
 // The device's: what is taken from it must be given back. Tells of both on standard output.
 struct Arena : Allocator {
   MemoryInfo memory{0};
+  size_t most = SIZE_MAX;  // bytes that it has at once
   std::mutex mutex;
   std::map<void*, std::unique_ptr<Memory>> taken;
 
@@ -117,10 +118,10 @@ struct Arena : Allocator {
     Info = [](const Allocator* self) { return &static_cast<const Arena*>(self)->memory; };
     Free = [](Allocator* self, void* data) { static_cast<Arena*>(self)->give_back(data); };
   }
-  void* take(size_t bytes) {
+  void* take(const char* why, size_t bytes) {
     auto made = std::make_unique<Memory>(bytes);
     void* data = made->data();
-    std::printf("scratch\t%p\t%zu\n", data, bytes);
+    std::printf("%s\t%p\t%zu\n", why, data, bytes);
     const std::lock_guard<std::mutex> lock(mutex);
     taken[data] = std::move(made);
     return data;
@@ -269,6 +270,15 @@ inline void set_gpu(Table& table) {
     *allocator = &arena();
     return nullptr;
   });
+  set<AllocatorAlloc>(table, [](Allocator*, size_t bytes, void** data) noexcept -> Status* {
+    if (bytes > arena().most) return new Status{"Failed to allocate memory for requested buffer"};
+    *data = arena().take("probe", bytes);
+    return nullptr;
+  });
+  set<AllocatorFree>(table, [](Allocator*, void* data) noexcept -> Status* {
+    arena().give_back(data);
+    return nullptr;
+  });
   set<ReleaseAllocator>(table, [](Allocator*) noexcept {});
   set<MemoryInfoGetId>(table, [](const MemoryInfo* memory, int* device) noexcept -> Status* {
     *device = memory->device;
@@ -280,7 +290,8 @@ inline void set_gpu(Table& table) {
   });
   set<KernelContextGetScratchBuffer>(
       table, [](const KernelContext*, const MemoryInfo*, size_t bytes, void** data) noexcept -> Status* {
-        *data = arena().take(bytes);
+        if (bytes > arena().most) std::abort();  // as ONNX Runtime does: its exception meets no handler
+        *data = arena().take("scratch", bytes);
         return nullptr;
       });
 }
