@@ -6,9 +6,11 @@ A build is incremental: what would come out the same is kept, and what an interr
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +32,8 @@ from zq2onnx.runtime.kernels.manifest import (
 
 PORTABLE = "sm_80"
 """Whose PTX is kept: it uses nothing that later architectures lack."""
+
+_PR_SET_PDEATHSIG = 1
 
 UNFINISHED = "unfinished.json"
 """The manifest of what an interrupted build had made."""
@@ -177,7 +181,9 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _prepare(cache: str) -> None:
-    """In a process of the pool, before it loads Triton."""
+    """In a process of the pool, before it loads Triton; on Linux it ends with its parent in any case."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ["TRITON_CACHE_DIR"] = cache
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # it would be half of every file
@@ -202,10 +208,10 @@ def _ordered(kernels: Sequence[Kernel], architectures: Sequence[str]) -> tuple[K
 
 
 def _remove_earlier(folder: Path, manifest: Manifest, before: Iterable[Kernel]) -> None:
-    """Remove what earlier builds left there, finished or not, and nothing else."""
+    """Remove what earlier builds left there, finished, interrupted or killed, and nothing else."""
     kept = {kernel.file for kernel in manifest.kernels}
-    gone = {kernel.file for kernel in before} - kept
-    unfinished = re.compile(r"\.(manifest|unfinished)\.json\.\d+|\.\w+\.sm_\d+\.\w{8}\.(cubin|ptx)")
+    gone = {UNFINISHED} | {kernel.file for kernel in before}
+    left = re.compile(r"\.(manifest|unfinished)\.json\.\d+|\.?\w+\.sm_\d+\.[0-9a-f]{8}\.(cubin|ptx)")
     for path in folder.iterdir():
-        if path.name == UNFINISHED or path.name in gone or unfinished.fullmatch(path.name):
+        if path.name not in kept and (path.name in gone or left.fullmatch(path.name)):
             path.unlink()

@@ -67,7 +67,8 @@ def test_a_bundle_holds_what_was_asked_for_and_what_is_not_its_own(tmp_path: Pat
     folder = tmp_path / "kernels"
     assert command("build", "--arch", "sm_90", *SMALL, "-o", folder).returncode == 0
     (folder / "mine.cubin").write_text("mine")
-    (folder / ".manifest.json.123").write_text("of a build that was killed")
+    for left in (".manifest.json.123", "few_w4_fp16_u128_m8_p4.sm_80.0123abcd.cubin"):
+        (folder / left).write_text("of a build that was killed")
     kept = command("build", "--arch", "sm_90", "--only", "^any_w4_fp16", "-o", folder)
     assert "1 files, 0 of them new" in kept.stdout
     (file,) = (kernel.file for kernel in read_manifest(folder).kernels)
