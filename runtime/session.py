@@ -36,12 +36,12 @@ class InferenceSession(_ORT.InferenceSession):  # type: ignore[name-defined]
     ) -> None:
         options = _ORT.SessionOptions() if sess_options is None else sess_options
         if library_file() is not None:
-            register(options, provider=_provider(providers))
+            register(options, provider=session_provider(providers))
         super().__init__(path_or_bytes, options, providers, provider_options, **kwargs)
-        _trim_memory()
+        trim_memory()
 
 
-def _provider(providers: Sequence[Any] | None) -> str | None:
+def session_provider(providers: Sequence[Any] | None) -> str | None:
     """What a session of these providers runs on; None where ONNX Runtime chooses."""
     if providers is None:
         return None
@@ -49,7 +49,7 @@ def _provider(providers: Sequence[Any] | None) -> str | None:
     return "cuda" if any(name in _CUDA for name in names) else "cpu"
 
 
-def _trim_memory() -> None:
+def trim_memory() -> None:
     """Hand freed memory back to the system, where the C library can (glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

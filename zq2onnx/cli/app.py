@@ -21,6 +21,7 @@ from zq2onnx.cli.console import stderr, stdout
 from zq2onnx.cli.convert import convert
 from zq2onnx.cli.eval import eval_
 from zq2onnx.cli.export import export
+from zq2onnx.cli.generate import generate
 from zq2onnx.cli.inspect import inspect
 from zq2onnx.cli.kernels import kernels
 from zq2onnx.cli.runtime import runtime
@@ -45,6 +46,7 @@ app.command("study")(study)
 app.command("sensitivity")(sensitivity)
 app.command("compare")(compare)
 app.command("bench")(bench)
+app.command("generate")(generate)
 app.add_typer(runtime, name="runtime")
 app.add_typer(kernels, name="kernels")
 
