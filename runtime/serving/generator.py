@@ -52,6 +52,7 @@ class Generator:
         self._session = open_session(deployed, fused=fused, providers=providers, threads=threads)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self.signature: Signature = read_signature(self.path, inputs, outputs)
+        self.signature.check_types(self.path)
         on_gpu = self._session.get_providers()[0] == "CUDAExecutionProvider"
         self._device = "cuda" if on_gpu else "cpu"
 

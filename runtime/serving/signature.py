@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _TEXT = ("input_ids", "attention_mask", "position_ids")
 _INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_BFLOAT16 = "tensor(bfloat16)"
 _REQUIRED = "input_ids, attention_mask, [position_ids], past_key_values.N.key and .value"
 
 
@@ -28,18 +29,18 @@ class CacheTensor:
         past: the input `[batch, heads, past, head size]`.
         present: the output `[batch, heads, past + sequence, head size]`.
         heads, head_size: its fixed dimensions.
-        dtype: of both.
+        type: of both, as ONNX Runtime says it: `tensor(float)`.
     """
 
     past: str
     present: str
     heads: int
     head_size: int
-    dtype: npt.DTypeLike
+    type: str
 
     def empty(self, batch: int) -> np.ndarray:
-        """A past of no tokens."""
-        return np.zeros((batch, self.heads, 0, self.head_size), self.dtype)
+        """A past of no tokens; of a type that NumPy has."""
+        return np.zeros((batch, self.heads, 0, self.head_size), _FLOATS[self.type])
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,42 @@ class Signature:
     cache: tuple[CacheTensor, ...]
     vocabulary: int | None
 
+    def check_types(self, path: Path) -> None:
+        """Refuse a cache that NumPy cannot hold.
 
-def read_signature(path: Path, inputs: Sequence[Any], outputs: Sequence[Any]) -> Signature:
+        Raises:
+            UserError: it is bfloat16.
+        """
+        if any(tensor.type == _BFLOAT16 for tensor in self.cache):
+            raise UserError(
+                f"{path}: its cache is bfloat16",
+                "float32 or float16, which NumPy has",
+                "export it with --dtype fp16, or run it by onnxruntime-genai",
+            )
+
+
+class GraphValue(Protocol):
+    """An input or output, as ONNX Runtime describes it."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def type(self) -> str:
+        """As `tensor(int64)`."""
+
+    @property
+    def shape(self) -> Sequence[int | str | None]:
+        """Its dimensions; those that are free have a name, or none."""
+
+
+def read_signature(path: Path, inputs: Sequence[GraphValue], outputs: Sequence[GraphValue]) -> Signature:
     """The signature of a session's model.
 
     Args:
         path: the model, for messages.
-        inputs, outputs: what `InferenceSession.get_inputs` and `get_outputs` return.
+        inputs, outputs: what `InferenceSession.get_inputs` and `get_outputs` return, or its like.
 
     Raises:
         UserError: it is no causal language model with a cache that may be empty.
@@ -90,18 +120,16 @@ def read_signature(path: Path, inputs: Sequence[Any], outputs: Sequence[Any]) ->
     return Signature(text, tuple(cache), width if isinstance(width, int) else None)
 
 
-def _cache_tensor(path: Path, value: Any, outputs: dict[str, Any]) -> CacheTensor:
+def _cache_tensor(path: Path, value: GraphValue, outputs: Mapping[str, GraphValue]) -> CacheTensor:
     present = value.name.replace("past_key_values", "present", 1)
     if present not in outputs:
         raise UserError(f"{path}: input {value.name}, and no output {present}", "an output for each of them")
-    if value.type not in _FLOATS:
-        raise UserError(
-            f"{path}: input {value.name} is {value.type}",
-            "float32 or float16, which NumPy has",
-            "export it with --dtype fp16, or run it by onnxruntime-genai",
-        )
-    shape = list(value.shape)
-    fixed = len(shape) == 4 and all(isinstance(shape[axis], int) for axis in (1, 3))
-    if not fixed or isinstance(shape[2], int):
-        raise UserError(f"{path}: input {value.name} is of shape {shape}", "[batch, heads, past, head size]")
-    return CacheTensor(value.name, present, shape[1], shape[3], _FLOATS[value.type])
+    if value.type not in (*_FLOATS, _BFLOAT16):
+        raise UserError(f"{path}: input {value.name} is {value.type}", "float32, float16 or bfloat16")
+    match list(value.shape):
+        case [_, int(heads), past, int(head_size)] if not isinstance(past, int):
+            return CacheTensor(value.name, present, heads, head_size, value.type)
+    raise UserError(
+        f"{path}: input {value.name} is of shape {list(value.shape)}",
+        "[batch, heads, past, head size] with a past that may be empty",
+    )
