@@ -163,14 +163,16 @@ def _add_model(contents: Contents, source: Source, place: Path) -> None:
 
 def _add_tokenizer(contents: Contents, source: Source, wishes: Wishes, place: Path, required: bool) -> None:
     """The files beside the model, another tokenizer's in place of its own, and the graphs."""
-    if wishes.tokenizer is not None and not wishes.tokenizer.is_dir():
-        raise UserError(f"--tokenizer {wishes.tokenizer}: no such folder", "the folder of tokenizer.json")
+    other = wishes.tokenizer
+    if other is not None and not other.is_dir():
+        raise UserError(f"--tokenizer {other}: no such folder", "the folder of tokenizer.json")
     for file in find_companions(source.folder):
-        if file.name != GENAI_CONFIG and (wishes.tokenizer is None or file.name in _MODEL_FILES):
+        if file.name != GENAI_CONFIG and (other is None or file.name in _MODEL_FILES):
             contents.copied[place / file] = source.folder / file
-    for file in find_companions(wishes.tokenizer) if wishes.tokenizer is not None else ():
-        if file.name not in (GENAI_CONFIG, *_MODEL_FILES):
-            contents.copied[place / file] = wishes.tokenizer / file
+    if other is not None:
+        for file in find_companions(other):
+            if file.name not in (GENAI_CONFIG, *_MODEL_FILES):
+                contents.copied[place / file] = other / file
     absent = [name for name in _TOKENIZER_FILES if place / name not in contents.copied]
     if absent and (required or wishes.tokenizer_graph):
         raise UserError(

@@ -20,9 +20,12 @@ def python_snippet(source: Source, fused: bool) -> str:
     """A program for the folder that it is in: one run of a few tokens."""
     plain = [value for value in source.inputs if not is_cache(value)]
     cache = [value for value in source.inputs if is_cache(value)]
-    register = f'options.register_custom_ops_library("./{LIBRARY}")' if fused else ""
-    feeds = [f'    "{value.name}": {_array(value)},' for value in plain]
-    feeds += [f"    **{{name: {_array(group[0])} for name in {_names(group)}}}," for group in _alike(cache)]
+    setup = [f'options.register_custom_ops_library("./{LIBRARY}")'] if fused else []
+    if source.qdq:
+        setup += [f'options.add_session_config_entry("{key}", "{value}")' for key, value in _CONFIG]
+    feeds = [f'feeds["{value.name}"] = {_array(value)}' for value in plain]
+    for group in _alike(cache):
+        feeds += [f"past = {_names(group)}", f"feeds |= {{name: {_array(group[0])} for name in past}}"]
     lines = [
         "import numpy as np",
         "import onnxruntime as ort",

@@ -145,11 +145,12 @@ Keys and values come in and go out with each request. onnxruntime-genai keeps th
 `zq2onnx package --for genai`.
 """
 _QDQ = """\
-The model has DequantizeLinear nodes, whose products ONNX Runtime computes with activations rounded to int8 unless a
-session says otherwise, which it cannot here. Models of `zq2onnx convert --target portable` need no such setting.
+The model has DequantizeLinear nodes, whose products ONNX Runtime computes with activations rounded to int8,
+unless a session says otherwise, which it cannot here. What `zq2onnx convert --target portable` writes needs
+no such setting.
 """
 _LIBRARY = """\
-`config.pbtxt` names the operator library where the server finds it, `{library}`: with another mount, package the
-model with `--library-path`. On a GPU add `-e ZQ2ONNX_PROVIDER=cuda` to the first command, so that operators
-without a CUDA kernel stay on ONNX Runtime's own.
+`config.pbtxt` names the operator library where the server finds it, `{library}`: where that is
+elsewhere, package the model with `--library-path`. On a GPU add `-e ZQ2ONNX_PROVIDER=cuda` to the first
+command, so that operators without a CUDA kernel stay on ONNX Runtime's own.
 """
