@@ -29,7 +29,14 @@ import pytest
 ARCHITECTURES = ("opt", "bloom", "gpt2", "llama", "bert")
 TRAINED = ("minilm", "opt-17m")
 CACHED = tuple(f"{name}-cache" for name in ARCHITECTURES if name != "bert")
-_OTHER = ("opt-fp16", "opt-bf16", "opt-cache-bf16", "opt-torchscript-13", "opt-torchscript-17")
+_OTHER = (
+    "opt-fp16",
+    "opt-bf16",
+    "opt-cache-bf16",
+    "opt-torchscript-13",
+    "opt-torchscript-17",
+    "opt-17m-cache",
+)
 NAMES = (*ARCHITECTURES, *CACHED, *_OTHER, *TRAINED)
 VOCABULARY = 320
 CONTEXT = 64
@@ -42,15 +49,16 @@ def model(name: str) -> Path:
         raise ValueError(f"no model {name!r} in the zoo; there are {', '.join(NAMES)}")
     pytest.importorskip("torch", reason="needs torch")
     pytest.importorskip("transformers", reason="needs transformers")
-    if name in TRAINED:
+    cache = "-cache" in name
+    if name.removesuffix("-cache") in TRAINED:
         source = minilm() if name == "minilm" else opt_17m()
-        return _cached(name, lambda folder: _export(source, folder, False, "fp32")) / "model.onnx"
+        return _cached(name, lambda folder: _export(source, folder, cache, "fp32")) / "model.onnx"
     source = checkpoint(name.partition("-")[0])
     kind = name.partition("-")[2]
     if kind.startswith("torchscript"):
         opset = int(kind.rpartition("-")[2])
         return _cached(name, lambda folder: _export_torchscript(source, folder, opset)) / "model.onnx"
-    cache, dtype = kind.startswith("cache"), kind.removeprefix("cache").removeprefix("-") or "fp32"
+    dtype = kind.removeprefix("cache").removeprefix("-") or "fp32"
     return _cached(name, lambda folder: _export(source, folder, cache, dtype)) / "model.onnx"
 
 
