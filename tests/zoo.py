@@ -36,6 +36,7 @@ _OTHER = (
     "opt-torchscript-13",
     "opt-torchscript-17",
     "opt-17m-cache",
+    "tiny-cache",
 )
 NAMES = (*ARCHITECTURES, *CACHED, *_OTHER, *TRAINED)
 VOCABULARY = 320
@@ -53,7 +54,7 @@ def model(name: str) -> Path:
     if name.removesuffix("-cache") in TRAINED:
         source = minilm() if name == "minilm" else opt_17m()
         return _cached(name, lambda folder: _export(source, folder, cache, "fp32")) / "model.onnx"
-    source = checkpoint(name.partition("-")[0])
+    source = tiny() if name == "tiny-cache" else checkpoint(name.partition("-")[0])
     kind = name.partition("-")[2]
     if kind.startswith("torchscript"):
         opset = int(kind.rpartition("-")[2])
@@ -66,6 +67,11 @@ def checkpoint(architecture: str) -> Path:
     """Folder of the transformers model (fp32) of which the ONNX models are made."""
     pytest.importorskip("transformers", reason="needs torch and transformers")
     return _cached(f"checkpoint-{architecture}", lambda folder: _make_checkpoint(architecture, folder))
+
+
+def tiny() -> Path:
+    """Folder of the bundled language model."""
+    return Path(__file__).resolve().parent.parent / "models" / "tiny"
 
 
 def minilm() -> Path:
