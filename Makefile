@@ -3,7 +3,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
 .PHONY: setup lint type test test-runtimes library kernels asan wheel bench bench-convert bench-bodies bench-acceptance \
 	bench-perplexity bench-sentences bench-large bench-calibrated bench-peers bench-methods \
-	bench-budget bench-study bench-calibrate-large bench-cpu bench-cuda
+	bench-budget bench-study bench-calibrate-large bench-cpu bench-cuda bench-serving
 
 setup:
 	python3 -m venv .venv
@@ -92,6 +92,10 @@ bench-budget:
 # The study of 24 cells on the trained OPT, and its layers; ten minutes, needs ../shared
 bench-study:
 	$(PYTHON) benchmarks/study.py
+
+# The same text from transformers, plain ONNX Runtime and onnxruntime-genai; minutes, needs ../shared
+bench-serving:
+	$(PYTHON) benchmarks/serving.py
 
 # The methods of ZeroQuant-V2 beside each other, on the bundled model; half an hour
 bench-methods:

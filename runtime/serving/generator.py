@@ -73,9 +73,21 @@ class Generator:
             UserError: a prompt is empty, holds ids that the model does not know, or leaves no room in its
                 context.
         """
+        if max_new_tokens < 1:
+            raise UserError(f"{max_new_tokens} new tokens", "at least 1")
         self._check(prompts, max_new_tokens)
         ends = set(self.settings.eos if stop is None else stop)
         return self._steps(*pad_left(prompts, self.settings.pad or 0), max_new_tokens, ends)
+
+    def logits(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """The logits of whole texts, `[batch, length, vocabulary]`; shorter ones are filled up on the left.
+
+        Raises:
+            UserError: a text is empty or longer than the context, or holds ids that the model does not know.
+        """
+        self._check(prompts, 0)
+        ids, mask = pad_left(prompts, self.settings.pad or 0)
+        return self._run(ids, mask, self._empty(len(ids)))[0]
 
     def room(self, prompts: Sequence[Prompt]) -> int | None:
         """How many tokens may follow the longest of the prompts; None where no file says."""
@@ -85,13 +97,11 @@ class Generator:
     def _check(self, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
         if not prompts or not all(len(prompt) for prompt in prompts):
             raise UserError("a prompt of 0 tokens", "at least one token to go on from")
-        if max_new_tokens < 1:
-            raise UserError(f"{max_new_tokens} new tokens", "at least 1")
-        room = self.room(prompts)
-        if room is not None and max_new_tokens > room:
+        longest, context, room = max(map(len, prompts)), self.settings.context, self.room(prompts)
+        if context is not None and longest + max_new_tokens > context:
             raise UserError(
-                f"a prompt of {max(map(len, prompts))} tokens and {max_new_tokens} new ones",
-                f"at most {self.settings.context} together, the context of {self.path}",
+                f"a prompt of {longest} tokens and {max_new_tokens} new ones",
+                f"at most {context} together, the context of {self.path}",
                 f"ask for at most {room} new tokens" if room else "shorten the prompt",
             )
         known, largest = self.signature.vocabulary, max(map(max, prompts))
@@ -103,7 +113,7 @@ class Generator:
 
     def _steps(self, ids: Ids, mask: Ids, count: int, ends: set[int]) -> Iterator[Tokens]:
         batch = len(ids)
-        cache: list[Any] = [tensor.empty(batch) for tensor in self.signature.cache]
+        cache: list[Any] = self._empty(batch)
         ended = np.zeros(batch, bool)
         for _ in range(count):
             logits, cache = self._run(ids, mask, cache)
@@ -114,6 +124,10 @@ class Generator:
                 return
             ids = tokens[:, None].astype(np.int64)
             mask = np.concatenate([mask, np.ones((batch, 1), np.int64)], axis=1)
+
+    def _empty(self, batch: int) -> list[np.ndarray]:
+        """The cache before the first token."""
+        return [tensor.empty(batch) for tensor in self.signature.cache]
 
     def _run(self, ids: Ids, mask: Ids, cache: Sequence[Any]) -> tuple[np.ndarray, list[Any]]:
         """One run: logits `[batch, sequence, vocabulary]`, and the cache with these tokens in it."""

@@ -130,6 +130,13 @@ def test_bad_input_is_one_line(model: Path, tmp_path: Path, capsys: pytest.Captu
     assert "cannot load it" in refused(capsys, junk, *ask, "--tokenizer", model.parent)
 
 
+def test_logits_are_of_texts_within_the_context(model: Path) -> None:
+    generator = Generator(model, threads=1)
+    assert generator.logits([[5] * CONTEXT]).shape == (1, CONTEXT, VOCABULARY)
+    with pytest.raises(UserError, match="a prompt of 257 tokens and 0 new ones; required: at most 256"):
+        generator.logits([[5] * (CONTEXT + 1)])
+
+
 def test_a_tokenizer_of_another_model_is_refused(model: Path) -> None:
     with pytest.raises(UserError, match=f"id {VOCABULARY}, and .* knows {VOCABULARY} tokens"):
         Generator(model, threads=1).stream([[VOCABULARY]], 1)

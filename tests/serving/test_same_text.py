@@ -69,6 +69,14 @@ def test_a_batch_of_different_lengths_is_the_same_text(case: Case) -> None:
     assert as_batch(case.generator, prompts, COUNT) == texts
 
 
+def test_logits_of_whole_texts_choose_the_same_tokens(case: Case) -> None:
+    whole = [prompt + text for prompt, text in zip(case.prompts[:2], case.texts[:2], strict=True)]
+    logits = case.generator.logits(whole)
+    assert logits.shape[:2] == (2, max(map(len, whole)))
+    for row, text in zip(logits, case.texts[:2], strict=True):
+        assert row[-len(text) - 1 : -1].argmax(axis=-1).tolist() == text
+
+
 def test_streams_do_not_disturb_each_other(case: Case) -> None:
     streams = [case.generator.stream([prompt], 8) for prompt in case.prompts[:3]]
     steps = list(zip(*streams, strict=True))
