@@ -1,8 +1,8 @@
 # `make setup` once; then the targets use its environment, or another by `make PYTHON=...`.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
-.PHONY: setup lint type test test-runtimes library kernels asan wheel bench bench-convert bench-bodies bench-acceptance \
-	bench-perplexity bench-sentences bench-large bench-calibrated bench-peers bench-methods \
+.PHONY: setup lint type test test-runtimes test-optimum library kernels asan wheel bench bench-convert bench-bodies \
+	bench-acceptance bench-perplexity bench-sentences bench-large bench-calibrated bench-peers bench-methods \
 	bench-budget bench-study bench-calibrate-large bench-cpu bench-cuda bench-serving
 
 setup:
@@ -44,6 +44,10 @@ asan:
 # One portable file on several releases of ONNX Runtime, each in an environment of its own
 test-runtimes:
 	$(PYTHON) tests/runtimes/run.py
+
+# A packaged model opened by optimum, which pins an older transformers: in an environment of its own
+test-optimum:
+	$(PYTHON) tests/runtimes/run_optimum.py
 
 bench: bench-convert bench-bodies
 

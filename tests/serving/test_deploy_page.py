@@ -25,7 +25,7 @@ PROGRAMS = [
     for program in re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 ]
 ELSEWHERE = "optimum"
-"""Its environment is another: tests/runtimes/optimum.py makes one."""
+"""Its environment is another: tests/runtimes/run_optimum.py makes one."""
 
 NEEDS = {"onnxruntime-genai": "onnxruntime_genai", "Without a Python tokenizer": "onnxruntime_extensions"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -114,9 +115,13 @@ class _Text:
 
 
 def _write(text: str) -> None:
-    """To stdout at once, with no line broken."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """To stdout at once, with no line broken; ends the command where nobody reads on, as behind `| head`."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is flushed at exit
+        raise typer.Exit from None
 
 
 def _run(generator: Generator, prompts: Sequence[list[int]], count: int, texts: Sequence[_Text]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,25 +62,26 @@ class Contents:
             )
 
     def put(self, folder: Path, link: bool) -> None:
-        """Make the folder: every file elsewhere first, then all under their names.
+        """Make the folder. Every file is made elsewhere first, so that a new folder appears whole.
 
         Raises:
             UserError: weights are to be linked, and the file system cannot.
         """
-        made = not folder.exists()
-        folder.mkdir(exist_ok=True)
-        # Of this folder, so that a rename is no copy.
-        staging = Path(tempfile.mkdtemp(prefix=".package.", dir=folder))
+        new = not folder.exists()
+        # On the file system of what it becomes.
+        staging = (folder.absolute().parent if new else folder) / f".{folder.name}.{uuid.uuid4().hex}"
+        staging.mkdir()
         try:
             for file in self.files:
                 self._make(file, staging / file, link)
+            if new:
+                staging.rename(folder)
+                return
             for file in self.files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(staging / file, folder / file)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-            if made and not any(folder.iterdir()):
-                folder.rmdir()
 
     def _make(self, file: Path, path: Path, link: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ def _link(source: Path, path: Path) -> None:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
             raise
         raise UserError(
-            f"{source} cannot be linked into {path.parent.parent} ({os.strerror(error.errno)})",
+            f"{source} cannot be linked ({os.strerror(error.errno)})",
             "a folder on the same file system",
             "leave out --link to copy it",
         ) from None

@@ -78,14 +78,14 @@ def package(
         folder: made where it is missing; its parent must exist.
         fused: with the operator library; False: without. None: with it where it is built and the model has
             operators for it.
-        wishes: what else.
+        wishes: what else; None for nothing.
         force: overwrite files of the same names.
         link: make hard links of the weights instead of copies.
 
     Raises:
         UserError: the model does not fit the target, something is missing, or the folder is taken.
     """
-    source = read_source(model)
+    source, wishes = read_source(model), wishes or Wishes()
     library = choose_library(source, fused)
     name = _name(source, wishes) if target is Target.TRITON else None
     if name is not None:
