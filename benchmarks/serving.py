@@ -133,7 +133,7 @@ def check_quantized(model: Path, folder: Path, count: int) -> int:
         same, value = alike(written, expected), perplexity(logits, texts)
         off = abs(value / reference - 1)
         failed += say(
-            f"{route}: {same} of {len(prompts)}, perplexity {value:.4f} ({off:.4%})",
+            f"{route}: {same} of {len(prompts)}, perplexity {value:.4f} ({off:.0e})",
             same >= ENOUGH and off <= TOLERANCE,
         )
     return failed

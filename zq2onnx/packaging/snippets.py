@@ -83,13 +83,15 @@ int main() {{
   Ort::SessionOptions options;{setup}
   Ort::Session session(env, "{MODEL}", options);
   Ort::AllocatorWithDefaultOptions allocator;
-  std::vector<std::string> names = session.GetInputNames();
+  std::vector<Ort::AllocatedStringPtr> names;
   std::vector<const char*> inputs;
   std::vector<Ort::Value> values;
-  for (size_t i = 0; i < names.size(); ++i) {{
+  for (size_t i = 0; i < session.GetInputCount(); ++i) {{
+    names.push_back(session.GetInputNameAllocated(i, allocator));
+    inputs.push_back(names.back().get());
     auto type = session.GetInputTypeInfo(i);
     auto shape = type.GetTensorTypeAndShapeInfo().GetShape();
-    int64_t free = names[i].rfind("past_key_values.", 0) == 0 ? 0 : {TOKENS};  // no past, {TOKENS} tokens
+    int64_t free = std::string(inputs[i]).rfind("past_key_values.", 0) == 0 ? 0 : {TOKENS};  // tokens
     for (size_t axis = 0; axis < shape.size(); ++axis)
       if (shape[axis] < 0) shape[axis] = axis == 0 ? 1 : free;
     auto kind = type.GetTensorTypeAndShapeInfo().GetElementType();
@@ -97,7 +99,6 @@ int main() {{
     size_t count = values.back().GetTensorTypeAndShapeInfo().GetElementCount();
     if (kind == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64)
       std::fill_n(values.back().GetTensorMutableData<int64_t>(), count, 1);
-    inputs.push_back(names[i].c_str());
   }}
   const char* output = "{source.outputs[0].name}";
   auto results = session.Run({{}}, inputs.data(), values.data(), values.size(), &output, 1);
