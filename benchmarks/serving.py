@@ -13,14 +13,10 @@ hold.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -35,8 +31,10 @@ from tests.serving.engines import (
     by_torch,
     cached_model,
     encoded,
+    logits_of,
+    logits_of_genai,
     packaged,
-    require_genai,
+    perplexity,
     tokenizer,
 )
 from zq2onnx.runtime.serving import Generator
@@ -48,48 +46,11 @@ WINDOW = 128
 ENOUGH = 19
 TOLERANCE = 2e-4
 
-Logits = Callable[[list[int]], np.ndarray]
-
 
 def windows(folder: Path, count: int) -> list[list[int]]:
     """Consecutive windows of the text's tokens."""
     ids = tokenizer(folder).encode(TEXT.read_text(encoding="utf-8")[: 40 * WINDOW * count]).ids
     return [ids[start : start + WINDOW] for start in range(0, WINDOW * count, WINDOW)]
-
-
-def perplexity(logits: Logits, texts: list[list[int]]) -> float:
-    """Of every token but the first of each text."""
-    losses = []
-    for ids in texts:
-        scores = logits(ids)[:-1].astype(np.float64)
-        scores -= scores.max(axis=-1, keepdims=True)
-        chosen = np.take_along_axis(scores, np.array(ids[1:])[:, None], axis=1)[:, 0]
-        losses.append(np.log(np.exp(scores).sum(axis=-1)) - chosen)
-    return math.exp(np.concatenate(losses).mean())
-
-
-def logits_of(generator: Generator) -> Logits:
-    """What plain ONNX Runtime computes of a whole text."""
-
-    def run(ids: list[int]) -> np.ndarray:
-        return generator.logits([ids])[0]
-
-    return run
-
-
-def logits_of_genai(folder: Path) -> Logits:
-    """What onnxruntime-genai computes of one."""
-    genai = require_genai()
-    model = genai.Model(str(folder))
-
-    def run(ids: list[int]) -> np.ndarray:
-        parameters = genai.GeneratorParams(model)
-        parameters.set_search_options(max_length=WINDOW)
-        generator = genai.Generator(model, parameters)
-        generator.append_tokens(ids)
-        return np.array(generator.get_output("logits"))[0]
-
-    return run
 
 
 def say(what: str, held: bool) -> int:

@@ -7,11 +7,13 @@ ends the text.
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
@@ -21,6 +23,8 @@ from zq2onnx.packaging.target import Target
 from zq2onnx.runtime.serving import Generator
 
 Texts = list[list[int]]
+Logits = Callable[[list[int]], np.ndarray]
+"""The logits `[length, vocabulary]` of a text."""
 
 CONTEXT = 128
 END = 2
@@ -125,6 +129,37 @@ def by_genai(folder: Path, prompts: Texts, count: int) -> Texts:
             generator.generate_next_token()
         made.append([int(token) for token in generator.get_sequence(0)[len(prompt) :]])
     return made
+
+
+def logits_of(generator: Generator) -> Logits:
+    """What plain ONNX Runtime computes of a whole text."""
+    return lambda ids: generator.logits([ids])[0]
+
+
+def logits_of_genai(folder: Path) -> Logits:
+    """What onnxruntime-genai computes of one."""
+    genai = require_genai()
+    model = genai.Model(str(folder))
+
+    def run(ids: list[int]) -> np.ndarray:
+        parameters = genai.GeneratorParams(model)
+        parameters.set_search_options(max_length=CONTEXT)
+        generator = genai.Generator(model, parameters)
+        generator.append_tokens(ids)
+        return np.array(generator.get_output("logits"))[0]
+
+    return run
+
+
+def perplexity(logits: Logits, texts: Texts) -> float:
+    """Of every token but the first of each text."""
+    losses = []
+    for ids in texts:
+        scores = logits(ids)[:-1].astype(np.float64)
+        scores -= scores.max(axis=-1, keepdims=True)
+        chosen = np.take_along_axis(scores, np.array(ids[1:])[:, None], axis=1)[:, 0]
+        losses.append(np.log(np.exp(scores).sum(axis=-1)) - chosen)
+    return math.exp(np.concatenate(losses).mean())
 
 
 def require_genai() -> Any:

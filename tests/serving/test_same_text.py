@@ -21,7 +21,10 @@ from tests.serving.engines import (
     cached_model,
     chosen_by_torch,
     encoded,
+    logits_of,
+    logits_of_genai,
     packaged,
+    perplexity,
 )
 from zq2onnx.runtime.serving import Generator
 
@@ -88,10 +91,16 @@ def test_streams_do_not_disturb_each_other(case: Case) -> None:
 def test_quantized_it_is_the_same_by_all_routes(case: Case, tmp_path: Path) -> None:
     quantized = tmp_path / "w4.onnx"
     zq2onnx.convert(case.model, quantized, scheme="w4a16", group_size=32, lorc_rank=8, check="none")
-    stock = by_generator(Generator(quantized, fused=False, threads=1), case.prompts, COUNT)
-    fused = by_generator(Generator(quantized, fused=True, threads=1), case.prompts, COUNT)
-    portable = by_genai(packaged(quantized, tmp_path / "portable", fused=False), case.prompts, COUNT)
-    with_library = by_genai(packaged(quantized, tmp_path / "fused", fused=True), case.prompts, COUNT)
-    enough = len(stock) - 1
-    assert min(alike(stock, other) for other in (fused, portable, with_library)) >= enough
-    assert stock != case.texts  # quantizing shows, or nothing was quantized
+    stock, fused = (Generator(quantized, fused=wish, threads=1) for wish in (False, True))
+    routes = {"fused": (by_generator(fused, case.prompts, COUNT), logits_of(fused))}
+    for kind in ("portable", "with library"):
+        folder = packaged(quantized, tmp_path / kind, fused=kind != "portable")
+        routes[kind] = (by_genai(folder, case.prompts, COUNT), logits_of_genai(folder))
+    expected = by_generator(stock, case.prompts, COUNT)
+    assert expected != case.texts  # quantizing shows, or nothing was quantized
+    whole = [prompt + text for prompt, text in zip(case.prompts[:4], case.texts[:4], strict=True)]
+    reference = perplexity(logits_of(stock), whole)
+    for written, logits in routes.values():
+        assert alike(written, expected) >= len(expected) - 1
+        assert perplexity(logits, whole) == pytest.approx(reference, rel=2e-4)
+    assert abs(perplexity(logits_of(case.generator), whole) / reference - 1) > 2e-4

@@ -110,8 +110,8 @@ def package(
 
     ort: the model, and a short program each in Python and C++ that runs it.
 
-    Weights are copied, unless --link is given; the model file stays as it is, to the byte. The folder
-    appears with all of its files, or with none.
+    Weights are copied, unless --link is given; the model file stays as it is, to the byte. A new folder
+    appears with all of its files, or not at all.
 
     \b
     zq2onnx package model.w4a16.onnx --for genai -o served
