@@ -1,9 +1,9 @@
 # `make setup` once; then the targets use its environment, or another by `make PYTHON=...`.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 
-.PHONY: setup lint type test test-runtimes library kernels asan wheel bench bench-convert bench-bodies bench-acceptance \
-	bench-perplexity bench-sentences bench-large bench-calibrated bench-peers bench-methods \
-	bench-budget bench-study bench-calibrate-large bench-cpu bench-cuda bench-cuda-ort
+.PHONY: setup lint type test test-runtimes test-optimum library kernels asan wheel bench bench-convert bench-bodies \
+	bench-acceptance bench-perplexity bench-sentences bench-large bench-calibrated bench-peers bench-methods \
+	bench-budget bench-study bench-calibrate-large bench-cpu bench-cuda bench-cuda-ort bench-serving
 
 setup:
 	python3 -m venv .venv
@@ -44,6 +44,10 @@ asan:
 # One portable file on several releases of ONNX Runtime, each in an environment of its own
 test-runtimes:
 	$(PYTHON) tests/runtimes/run.py
+
+# A packaged model opened by optimum, which pins an older transformers: in an environment of its own
+test-optimum:
+	$(PYTHON) tests/runtimes/run_optimum.py
 
 bench: bench-convert bench-bodies
 
@@ -96,6 +100,10 @@ bench-budget:
 # The study of 24 cells on the trained OPT, and its layers; ten minutes, needs ../shared
 bench-study:
 	$(PYTHON) benchmarks/study.py
+
+# The same text from transformers, plain ONNX Runtime and onnxruntime-genai; minutes, needs ../shared
+bench-serving:
+	$(PYTHON) benchmarks/serving.py
 
 # The methods of ZeroQuant-V2 beside each other, on the bundled model; half an hour
 bench-methods:

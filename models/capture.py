@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zq2onnx.errors import UserError
 from zq2onnx.models import checkpoint
@@ -21,10 +21,8 @@ from zq2onnx.storage.companions import check_companions, copy_companions
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-INPUTS = ("input_ids", "attention_mask")
 INLINE_BYTES = 1024
 """Tensors up to this size stay in the model file."""
-_WRAPPED = "captured"
 
 Progress = Callable[[str], None]
 
@@ -39,6 +37,7 @@ class Capture:
         inputs, outputs: name, type and shape of each, as `input_ids int64[batch, sequence]`.
         opset: version of the standard operators.
         architecture: transformers class that was captured.
+        cached: whether a KV cache is among inputs and outputs.
         dropped_head: class named in the checkpoint, where its head is not in the file.
         companions: files that the model needs beside it, in the folder of `path`.
     """
@@ -50,6 +49,7 @@ class Capture:
     outputs: tuple[str, ...]
     opset: int
     architecture: str
+    cached: bool
     dropped_head: str | None
     companions: tuple[Path, ...]
 
@@ -58,26 +58,31 @@ def export(
     source: str | Path,
     output: Path,
     *,
+    cache: bool | None = None,
     dtype: str = "fp32",
     force: bool = False,
     progress: Progress | None = None,
 ) -> Capture:
-    """Write a transformers model as ONNX, with dynamic batch and sequence.
+    """Write a transformers model as ONNX, with dynamic batch, sequence and past.
 
     Inputs are `input_ids` and `attention_mask`, int64 `[batch, sequence]`. The output is `logits`
     `[batch, sequence, vocabulary]` of a causal language model, else `last_hidden_state`
-    `[batch, sequence, width]`. Weights go to `OUTPUT.data`; both files appear under their names
-    only when whole.
+    `[batch, sequence, width]`. With a cache there are also `past_key_values.N.key|value`
+    `[batch, heads, past, width]`, of a past that may be empty, and `present.N.key|value`; the mask is then
+    `[batch, past + sequence]`, and `position_ids` `[batch, sequence]` is an input of models that do not
+    count positions from the mask. Weights go to `OUTPUT.data`; both files appear under their names only
+    when whole.
 
     Args:
         source: folder or hub id.
         output: the ONNX file. Of a path that does not exist, only the last folder is created.
+        cache: whether the graph has a KV cache; None for one where the model is a causal language model.
         dtype: `fp32`, `fp16` or `bf16`, whatever the checkpoint holds.
         force: overwrite.
         progress: called with a few words at the start of each stage.
 
     Raises:
-        UserError: the model cannot be loaded or captured, or the output exists.
+        UserError: the model cannot be loaded or captured, has no such cache, or the output exists.
     """
     report = progress or (lambda stage: None)
     output = Path(output)
@@ -87,9 +92,10 @@ def export(
     checkpoint.require_torch()
     report("loading")
     loaded = checkpoint.load(source, dtype)
+    cached = _has_cache(loaded, cache)
     check_companions(loaded.folder, output.parent, force=force)
     report("capturing")
-    model = _capture(loaded, source)
+    model = _capture(loaded, source, cached)
     report("writing")
     companions = _write(model, loaded.folder, output, force)
     data = _data_path(output)
@@ -101,6 +107,7 @@ def export(
         outputs=tuple(map(_describe, model.graph.outputs)),
         opset=model.opset_imports[""],
         architecture=loaded.architecture,
+        cached=cached,
         dropped_head=loaded.dropped_head,
         companions=tuple(companions),
     )
@@ -120,19 +127,33 @@ def _check_output(output: Path, force: bool) -> None:
             raise UserError(f"{path} exists", remedy="give --force to overwrite it, or another -o")
 
 
-def _capture(loaded: Checkpoint, source: str | Path) -> ir.Model:
+def _has_cache(loaded: Checkpoint, wanted: bool | None) -> bool:
+    from zq2onnx.models.cache import check_cache
+
+    if wanted and not loaded.causal:
+        raise UserError(
+            f"--cache: {loaded.architecture} is no causal language model, and has no KV cache",
+            remedy="leave --cache out",
+        )
+    cached = loaded.causal if wanted is None else wanted
+    if cached:
+        check_cache(loaded.model)
+    return cached
+
+
+def _capture(loaded: Checkpoint, source: str | Path, cached: bool) -> ir.Model:
     """The graph, named by module paths, with every weight from the checkpoint."""
+    from zq2onnx.models import trace
     from zq2onnx.models.naming import name_by_modules
 
     with checkpoint.silence():
         try:
-            program = _torch_export(loaded)
+            model = trace.trace_cached(loaded) if cached else trace.trace_plain(loaded)
         except Exception as error:  # torch.export raises whatever the model's code raises
             raise UserError(
                 f"{source}: torch.export cannot capture {loaded.architecture}: {checkpoint.one_line(error)}"
             ) from error
-    model: ir.Model = program.model
-    name_by_modules(model, _WRAPPED)
+    name_by_modules(model, trace.WRAPPED)
     absent = sorted(loaded.missing & set(model.graph.initializers))
     if absent:
         raise UserError(
@@ -140,34 +161,6 @@ def _capture(loaded: Checkpoint, source: str | Path) -> ir.Model:
             "a checkpoint with all of them",
         )
     return model
-
-
-def _torch_export(loaded: Checkpoint) -> Any:
-    import torch
-
-    class Wrapper(torch.nn.Module):
-        """Fixes the order of the inputs, and leaves one output."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            setattr(self, _WRAPPED, loaded.model)
-
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            outputs = getattr(self, _WRAPPED)(input_ids=input_ids, attention_mask=attention_mask)
-            return outputs[loaded.output]
-
-    # Sizes that differ from each other and from 0 and 1, which torch.export would take as fixed.
-    example = torch.zeros(2, 5, dtype=torch.int64)
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
-    return torch.onnx.export(
-        Wrapper().eval(),
-        (example, torch.ones_like(example)),
-        dynamo=True,
-        input_names=list(INPUTS),
-        output_names=[loaded.output],
-        dynamic_shapes=(axes, axes),
-        verbose=False,
-    )
 
 
 def _write(model: ir.Model, folder: Path, output: Path, force: bool) -> list[Path]:

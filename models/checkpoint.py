@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Names of the command line, and torch's."""
+LOGITS = "logits"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Checkpoint:
     dropped_head: str | None
     missing: frozenset[str]
     folder: Path
+
+    @property
+    def causal(self) -> bool:
+        """Whether it predicts the next token."""
+        return self.output == LOGITS
 
 
 @contextlib.contextmanager
@@ -101,7 +107,7 @@ def load(source: str | Path, dtype: str) -> Checkpoint:
     return Checkpoint(
         model=model.eval(),
         architecture=type(model).__name__,
-        output="logits" if causal else "last_hidden_state",
+        output=LOGITS if causal else "last_hidden_state",
         dropped_head=dropped_head,
         missing=frozenset(missing),
         folder=folder,

@@ -154,7 +154,7 @@ def save(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> None:
 
 def make_onnx(folder: Path) -> None:
     """Export `folder` to its own `model.onnx`, in fp16, without a second copy of the weights."""
-    capture.export(folder, folder / "model.onnx", dtype="fp16", force=True)
+    capture.export(folder, folder / "model.onnx", cache=False, dtype="fp16", force=True)
     link(folder / "model.onnx", folder / "model.safetensors")
 
 

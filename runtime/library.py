@@ -204,13 +204,22 @@ def register(
         return known
     if provider not in (None, *PROVIDERS):
         raise UserError(f"provider {provider!r}", " or ".join(PROVIDERS))
-    wishes = {_OPS: None if ops is None else _joined(ops), _PROVIDER: provider}
-    description = describe(*wishes.values())  # refuses what the environment says wrong, as an error of ours
-    for entry, wish in wishes.items():
-        if wish is not None:
-            session_options.add_session_config_entry(entry, wish)
+    # It refuses what the environment says wrong, as an error of ours.
+    description = describe(None if ops is None else _joined(ops), provider)
+    add_wishes(session_options, ops, provider)
     session_options.register_custom_ops_library(description.path)
     return registered_operators(session_options) or ()
+
+
+def add_wishes(
+    session_options: onnxruntime.SessionOptions,
+    ops: Sequence[str] | str | None = None,
+    provider: str | None = None,
+) -> None:
+    """Let options say what a build of the library is to register with them: arguments as of `register`."""
+    for entry, wish in ((_OPS, None if ops is None else _joined(ops)), (_PROVIDER, provider)):
+        if wish is not None:
+            session_options.add_session_config_entry(entry, wish)
 
 
 def _joined(ops: Sequence[str] | str) -> str:

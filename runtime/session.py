@@ -37,12 +37,12 @@ class InferenceSession(_ORT.InferenceSession):  # type: ignore[name-defined]
     ) -> None:
         options = _ORT.SessionOptions() if sess_options is None else sess_options
         if library_file() is not None:
-            register(options, **wishes(providers, options))
+            register(options, **wishes_for(providers, options))
         super().__init__(path_or_bytes, options, providers, provider_options, **kwargs)
-        _trim_memory()
+        trim_memory()
 
 
-def wishes(providers: Sequence[Any] | None, options: onnxruntime.SessionOptions) -> dict[str, Any]:
+def wishes_for(providers: Sequence[Any] | None, options: onnxruntime.SessionOptions) -> dict[str, Any]:
     """Arguments of `register` for a session of these providers.
 
     Nothing is registered where nodes may go to an accelerator that we have no kernels for: with the library
@@ -59,7 +59,7 @@ def wishes(providers: Sequence[Any] | None, options: onnxruntime.SessionOptions)
     return {"provider": "cpu"}  # which is what it takes unasked, with its CUDA package too
 
 
-def _trim_memory() -> None:
+def trim_memory() -> None:
     """Hand freed memory back to the system, where the C library can (glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

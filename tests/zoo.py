@@ -28,7 +28,18 @@ import pytest
 
 ARCHITECTURES = ("opt", "bloom", "gpt2", "llama", "bert")
 TRAINED = ("minilm", "opt-17m")
-NAMES = (*ARCHITECTURES, "opt-fp16", "opt-bf16", "opt-torchscript-13", "opt-torchscript-17", *TRAINED)
+CACHED = tuple(f"{name}-cache" for name in ARCHITECTURES if name != "bert")
+_OTHER = (
+    "opt-fp16",
+    "opt-bf16",
+    "opt-cache-bf16",
+    "llama-fp16",
+    "opt-torchscript-13",
+    "opt-torchscript-17",
+    "opt-17m-cache",
+    "tiny-cache",
+)
+NAMES = (*ARCHITECTURES, *CACHED, *_OTHER, *TRAINED)
 VOCABULARY = 320
 CONTEXT = 64
 _PACKAGES = ("torch", "transformers", "tokenizers", "onnxscript", "onnx-ir")
@@ -40,21 +51,28 @@ def model(name: str) -> Path:
         raise ValueError(f"no model {name!r} in the zoo; there are {', '.join(NAMES)}")
     pytest.importorskip("torch", reason="needs torch")
     pytest.importorskip("transformers", reason="needs transformers")
-    if name in TRAINED:
+    cache = "-cache" in name
+    if name.removesuffix("-cache") in TRAINED:
         source = minilm() if name == "minilm" else opt_17m()
-        return _cached(name, lambda folder: _export(source, folder, "fp32")) / "model.onnx"
-    source = checkpoint(name.partition("-")[0])
+        return _cached(name, lambda folder: _export(source, folder, cache, "fp32")) / "model.onnx"
+    source = tiny() if name == "tiny-cache" else checkpoint(name.partition("-")[0])
     kind = name.partition("-")[2]
     if kind.startswith("torchscript"):
         opset = int(kind.rpartition("-")[2])
         return _cached(name, lambda folder: _export_torchscript(source, folder, opset)) / "model.onnx"
-    return _cached(name, lambda folder: _export(source, folder, kind or "fp32")) / "model.onnx"
+    dtype = kind.removeprefix("cache").removeprefix("-") or "fp32"
+    return _cached(name, lambda folder: _export(source, folder, cache, dtype)) / "model.onnx"
 
 
 def checkpoint(architecture: str) -> Path:
     """Folder of the transformers model (fp32) of which the ONNX models are made."""
     pytest.importorskip("transformers", reason="needs torch and transformers")
     return _cached(f"checkpoint-{architecture}", lambda folder: _make_checkpoint(architecture, folder))
+
+
+def tiny() -> Path:
+    """Folder of the bundled language model."""
+    return Path(__file__).resolve().parent.parent / "models" / "tiny"
 
 
 def minilm() -> Path:
@@ -65,8 +83,11 @@ def minilm() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def feeds(path: Path, batch: int = 2, length: int = 7, seed: int = 0) -> dict[str, np.ndarray]:
-    """Valid inputs by the model's own declaration: random ids below the vocabulary, masks of ones."""
+def feeds(path: Path, batch: int = 2, length: int = 7, seed: int = 0, past: int = 0) -> dict[str, np.ndarray]:
+    """Valid inputs by the model's own declaration: random ids below the vocabulary, masks of ones.
+
+    A cache has keys and values of `past` tokens, random too.
+    """
     import onnx
 
     rng = np.random.default_rng(seed)
@@ -76,11 +97,15 @@ def feeds(path: Path, batch: int = 2, length: int = 7, seed: int = 0) -> dict[st
         if value.name == "input_ids":
             made[value.name] = rng.integers(4, config["vocab_size"], (batch, length))
         elif value.name == "position_ids":
-            made[value.name] = np.tile(np.arange(length), (batch, 1))
+            made[value.name] = np.tile(np.arange(past, past + length), (batch, 1))
         elif value.name == "token_type_ids":
             made[value.name] = np.zeros((batch, length), np.int64)
         elif value.name == "attention_mask":
-            made[value.name] = np.ones((batch, length), np.int64)
+            made[value.name] = np.ones((batch, past + length), np.int64)
+        elif value.name.startswith("past_key_values."):
+            heads, width = (value.type.tensor_type.shape.dim[axis].dim_value for axis in (1, 3))
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            made[value.name] = rng.standard_normal((batch, heads, past, width)).astype(dtype)
         else:
             raise ValueError(f"{path}: the zoo knows no input {value.name!r}")
     return made
@@ -114,7 +139,8 @@ def _root() -> Path:
         except importlib.metadata.PackageNotFoundError:
             digest.update(f"{package} none\n".encode())
     capture = Path(__file__).parents[1] / "models"
-    for source in (Path(__file__), *(capture / f"{name}.py" for name in ("capture", "checkpoint", "naming"))):
+    names = ("cache", "capture", "checkpoint", "naming", "trace")
+    for source in (Path(__file__), *(capture / f"{name}.py" for name in names)):
         digest.update(source.read_bytes())
     user = getattr(os, "getuid", lambda: "user")()
     return Path(tempfile.gettempdir()) / f"zq2onnx-zoo-{user}-{digest.hexdigest()[:12]}"
@@ -238,10 +264,10 @@ def _write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-def _export(source: Path, folder: Path, dtype: str) -> None:
+def _export(source: Path, folder: Path, cache: bool, dtype: str) -> None:
     from zq2onnx.models import capture
 
-    capture.export(source, folder / "model.onnx", dtype=dtype)
+    capture.export(source, folder / "model.onnx", cache=cache, dtype=dtype)
 
 
 def _export_torchscript(source: Path, folder: Path, opset: int) -> None:

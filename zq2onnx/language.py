@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import onnx_ir as ir
 
+from zq2onnx.configuration import positive_integers, read_configuration
 from zq2onnx.errors import UserError
 from zq2onnx.text import base_vocabulary, tokenizer_file
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 """The inputs that text alone can give, each `[batch, length]`."""
 
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
 _LOOKUPS = ("Gather", "GatherBlockQuantized")
 _REQUIRED = "the tokenizer that the model was trained with"
 
@@ -41,23 +40,7 @@ def read_config(model: Path) -> dict[str, int]:
     Raises:
         UserError: the file cannot be read or is no JSON object.
     """
-    path = model.parent / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: not a JSON object")
-    nested = config.get("text_config")
-    merged = {**config, **nested} if isinstance(nested, dict) else config
-    return {key: value for key, value in merged.items() if type(value) is int and value > 0}
-
-
-def context_length(config: Mapping[str, int]) -> int | None:
-    """The longest text that a model's config.json promises; None where that is not said."""
-    return next((config[key] for key in _CONTEXT_KEYS if key in config), None)
+    return positive_integers(read_configuration(model.parent))
 
 
 def fixed_length(inputs: Sequence[ir.Value]) -> int | None:

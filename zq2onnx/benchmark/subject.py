@@ -14,11 +14,12 @@ from zq2onnx.archive import read_arrays
 from zq2onnx.benchmark.operators import Ops, operator_uses, tolerance_of
 from zq2onnx.benchmark.results import OperatorUse
 from zq2onnx.benchmark.shapes import Limits, Shape, Wishes, choose_batch, choose_shapes
+from zq2onnx.configuration import context_length
 from zq2onnx.errors import UserError
 from zq2onnx.evaluation.model_file import read_model
 from zq2onnx.evaluation.subject import measure_file
 from zq2onnx.feeds import TextInput, feed_text, text_inputs
-from zq2onnx.language import INPUTS, context_length, fixed_length, free_inputs, read_config, static_dim
+from zq2onnx.language import INPUTS, fixed_length, free_inputs, read_config, static_dim
 from zq2onnx.language import vocabulary as known_vocabulary
 
 _SEED = 17

@@ -12,12 +12,12 @@ import onnx_ir as ir
 
 from zq2onnx.archive import read_arrays
 from zq2onnx.calibration.documents import read_documents
+from zq2onnx.configuration import context_length
 from zq2onnx.errors import UserError
 from zq2onnx.feeds import TextInput, feed_text, text_inputs
 from zq2onnx.language import (
     check_tokenizer,
     check_vocabulary,
-    context_length,
     fixed_length,
     free_inputs,
     read_config,

@@ -21,8 +21,10 @@ from zq2onnx.cli.console import stderr, stdout
 from zq2onnx.cli.convert import convert
 from zq2onnx.cli.eval import eval_
 from zq2onnx.cli.export import export
+from zq2onnx.cli.generate import generate
 from zq2onnx.cli.inspect import inspect
 from zq2onnx.cli.kernels import kernels
+from zq2onnx.cli.package import package
 from zq2onnx.cli.runtime import runtime
 from zq2onnx.cli.sensitivity import sensitivity
 from zq2onnx.cli.study import study
@@ -45,6 +47,8 @@ app.command("study")(study)
 app.command("sensitivity")(sensitivity)
 app.command("compare")(compare)
 app.command("bench")(bench)
+app.command("generate")(generate)
+app.command("package")(package)
 app.add_typer(runtime, name="runtime")
 app.add_typer(kernels, name="kernels")
 
@@ -71,6 +75,7 @@ _EXTRAS = {
     "transformers": 'pip install "zq2onnx[torch]"',
     "triton": 'pip install "zq2onnx[kernels]"',
     "jinja2": 'pip install "zq2onnx[report]"',
+    "onnxruntime_extensions": 'pip install "zq2onnx[tokenizer]"',
     "matplotlib": 'pip install "zq2onnx[report]"',
 }
 """Packages that the base install leaves out, each with how to get it."""

@@ -46,14 +46,15 @@ def export(
             "GPU: ONNX Runtime's CPU provider cannot multiply bf16.",
         ),
     ] = Dtype.FP32,
-    no_cache: Annotated[
-        bool,
+    cache: Annotated[
+        bool | None,
         typer.Option(
-            "--no-cache",
-            help="Write the graph without inputs and outputs for the key-value cache: each run computes "
-            "the whole sequence. The only form so far, with this option or without it.",
+            "--cache/--no-cache",
+            show_default="with a cache where the model generates text",
+            help="Inputs and outputs for the keys and values of the tokens before: generating then computes "
+            "each token once. Without, each run computes the whole sequence.",
         ),
-    ] = False,
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
@@ -63,9 +64,11 @@ def export(
     a model's code, its reason is shown.
 
     Inputs are input_ids and attention_mask, int64 [batch, sequence]; both dimensions are free. The
-    output is logits of a causal language model, last_hidden_state of any other. Nodes and weights
-    are named after the model's modules (model.decoder.layers.0.fc1), for --only, --include and
-    --exclude of convert.
+    output is logits of a causal language model, last_hidden_state of any other. With a cache there
+    are also past_key_values.N.key|value [batch, heads, past, width] and present.N.key|value, the mask
+    is [batch, past + sequence], and most models take position_ids [batch, sequence]; the past may be
+    empty. Nodes and weights are named after the model's modules (model.decoder.layers.0.fc1), for
+    --only, --include and --exclude of convert.
 
     Tokenizer, configuration and chat template are copied to the output's folder. Both files appear
     under their names only when whole. Needs: pip install "zq2onnx[torch]"
@@ -80,7 +83,7 @@ def export(
         if stderr.is_terminal and not quiet:
             stderr.print(f"{stage} ...")
 
-    result = capture.export(source, output, dtype=dtype.value, force=force, progress=show)
+    result = capture.export(source, output, cache=cache, dtype=dtype.value, force=force, progress=show)
     stdout.print(f"{result.path}  {result.bytes / 1e6:.1f} MB, {result.architecture}, {dtype.value}")
     stdout.print(f"inputs   {', '.join(result.inputs)}")
     stdout.print(f"outputs  {', '.join(result.outputs)}")

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from zq2onnx.archive import read_arrays
+from zq2onnx.configuration import context_length
 from zq2onnx.diagnosis.running import Array, Opened
 from zq2onnx.errors import UserError
 from zq2onnx.feeds import feed_text, text_inputs
 from zq2onnx.language import (
     check_tokenizer,
     check_vocabulary,
-    context_length,
     fixed_length,
     free_inputs,
     read_config,

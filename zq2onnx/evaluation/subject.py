@@ -8,12 +8,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from zq2onnx.configuration import context_length
 from zq2onnx.errors import UserError
 from zq2onnx.evaluation.model_file import read_model
 from zq2onnx.feeds import TextInput, text_inputs
 from zq2onnx.language import (
     INPUTS,
-    context_length,
     fixed_length,
     free_inputs,
     read_config,

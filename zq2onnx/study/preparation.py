@@ -9,13 +9,14 @@ from typing import Any
 
 from zq2onnx import __version__
 from zq2onnx.calibration.samples import Samples
+from zq2onnx.configuration import context_length
 from zq2onnx.conversion.calibration import read_samples
 from zq2onnx.conversion.choices import Choices
 from zq2onnx.conversion.loading import Source, load
 from zq2onnx.conversion.options import Options, resolve
 from zq2onnx.errors import UserError
 from zq2onnx.evaluation import Plan, plan_evaluation
-from zq2onnx.language import context_length, fixed_length, free_inputs, read_config
+from zq2onnx.language import fixed_length, free_inputs, read_config
 from zq2onnx.runtime.providers import require_onnxruntime
 from zq2onnx.storage.mapped import file_digest
 from zq2onnx.study.request import DEFAULT_SAMPLES, LONGEST_DEFAULT, Request
