@@ -10,6 +10,7 @@ import pytest
 
 import zq2onnx
 from tests import zoo
+from tests.runtime.cuda.stand_in import write_bundle
 from tests.runtime.fused import needs_library
 from tests.serving.engines import PROMPTS, by_genai, by_generator, encoded, require_genai, tokenizer
 from zq2onnx.cli.app import main
@@ -158,11 +159,12 @@ def test_kernels_come_along_where_they_are_compiled(
     quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    (bundle / "manifest.json").write_text("{}")
+    named = {kernel.file for kernel in write_bundle(bundle, "sm_90").kernels}
+    (bundle / "of-another-build.cubin").write_text("left over")
     monkeypatch.setenv("ZQ2ONNX_KERNELS", str(bundle))
     assert make(quantized, "-o", tmp_path / "served", "--fused", "--quiet") == 0
-    assert (tmp_path / "served" / "kernels" / "manifest.json").read_text() == "{}"
+    brought = {path.name for path in (tmp_path / "served" / "kernels").iterdir()}
+    assert brought == {"manifest.json", *named}
 
 
 def test_weights_are_linked_where_that_is_asked_for(float_model: Path, tmp_path: Path) -> None:

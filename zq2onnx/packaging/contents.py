@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zq2onnx.errors import UserError
-from zq2onnx.storage.paths import same_file
+from zq2onnx.storage.paths import identity
 
 
 @dataclass
@@ -49,8 +49,9 @@ class Contents:
             raise UserError(f"there is no folder {existing}", "an existing one", f"mkdir -p {existing}")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise UserError(f"{existing} is not writable", "a writable folder", "choose another with -o")
+        sources = set(map(identity, self.copied.values()))
         for file in self.files:
-            if any(same_file(folder / file, source) for source in self.copied.values()):
+            if identity(folder / file) in sources:
                 raise UserError(
                     f"{folder / file} is what is packaged", "another folder", "choose one with -o"
                 )

@@ -38,14 +38,17 @@ def choose_library(source: Source, fused: bool | None) -> Path | None:
 
 
 def add_library(contents: Contents, library: Path | None, place: Path = Path()) -> None:
-    """Add the library, and the CUDA kernels where they are compiled, to the folder `place`."""
-    from zq2onnx.runtime.kernels.manifest import bundle_folder
+    """Add the library, and the CUDA kernels where they are compiled, to the folder `place`.
+
+    Raises:
+        UserError: the kernels are not as they were compiled.
+    """
+    from zq2onnx.runtime.kernels.manifest import MANIFEST, bundle_folder, read_manifest
 
     if library is None:
         return
     contents.copied[place / LIBRARY] = library
     bundle = bundle_folder()
-    if bundle.is_dir():
-        for file in sorted(bundle.iterdir()):
-            if file.is_file():
-                contents.copied[place / BUNDLE / file.name] = file
+    if (bundle / MANIFEST).is_file():
+        for name in (MANIFEST, *(kernel.file for kernel in read_manifest(bundle).kernels)):
+            contents.copied[place / BUNDLE / name] = bundle / name

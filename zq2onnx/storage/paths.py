@@ -43,6 +43,13 @@ def check_side_files(report: Path | None, dumps: Path | None, taken: Sequence[Pa
 
 def same_file(path: Path, other: Path) -> bool:
     """Whether two paths are one file, or would be."""
-    if path.exists() and other.exists():
-        return path.samefile(other)
-    return path.resolve() == other.resolve()
+    return identity(path) == identity(other)
+
+
+def identity(path: Path) -> object:
+    """What is equal for two paths, and hashable, where they are one file or would be."""
+    try:
+        found = path.stat()
+    except OSError:
+        return path.resolve()
+    return found.st_dev, found.st_ino
