@@ -9,13 +9,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zq2onnx.errors import UserError
 from zq2onnx.models import checkpoint
 from zq2onnx.models.checkpoint import Checkpoint
+from zq2onnx.models.trial import Turn, ask
 from zq2onnx.storage.companions import check_companions, copy_companions
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Capture:
         cached: whether a KV cache is among inputs and outputs.
         dropped_head: class named in the checkpoint, where its head is not in the file.
         companions: files that the model needs beside it, in the folder of `path`.
+        turns: what torch was asked before its model was written, and what it gave.
+        difference: the largest between that and what the file gives; None where it was not asked.
     """
 
     path: Path
@@ -52,6 +55,8 @@ class Capture:
     cached: bool
     dropped_head: str | None
     companions: tuple[Path, ...]
+    turns: tuple[Turn, ...] = field(repr=False)
+    difference: float | None = None
 
 
 def export(
@@ -95,11 +100,11 @@ def export(
     cached = _has_cache(loaded, cache)
     check_companions(loaded.folder, output.parent, force=force)
     report("capturing")
-    model = _capture(loaded, source, cached)
+    model, turns = _capture(loaded, source, cached)
     report("writing")
     companions = _write(model, loaded.folder, output, force)
     data = _data_path(output)
-    return Capture(
+    made = Capture(
         path=output,
         data=data,
         bytes=sum(path.stat().st_size for path in (output, data) if path.exists()),
@@ -110,7 +115,10 @@ def export(
         cached=cached,
         dropped_head=loaded.dropped_head,
         companions=tuple(companions),
+        turns=turns,
     )
+    _forget_weights(model, loaded)
+    return made
 
 
 def _data_path(output: Path) -> Path:
@@ -141,13 +149,14 @@ def _has_cache(loaded: Checkpoint, wanted: bool | None) -> bool:
     return cached
 
 
-def _capture(loaded: Checkpoint, source: str | Path, cached: bool) -> ir.Model:
-    """The graph, named by module paths, with every weight from the checkpoint."""
+def _capture(loaded: Checkpoint, source: str | Path, cached: bool) -> tuple[ir.Model, tuple[Turn, ...]]:
+    """The graph, named by module paths, with every weight from the checkpoint; and what torch answers."""
     from zq2onnx.models import trace
     from zq2onnx.models.naming import name_by_modules
 
     with checkpoint.silence():
         try:
+            turns = ask(loaded, cached)
             model = trace.trace_cached(loaded) if cached else trace.trace_plain(loaded)
         except Exception as error:  # torch.export raises whatever the model's code raises
             raise UserError(
@@ -160,7 +169,7 @@ def _capture(loaded: Checkpoint, source: str | Path, cached: bool) -> ir.Model:
             f"{source} lacks {len(absent)} weights of {loaded.architecture}, {absent[0]} for one",
             "a checkpoint with all of them",
         )
-    return model
+    return model, turns
 
 
 def _write(model: ir.Model, folder: Path, output: Path, force: bool) -> list[Path]:
@@ -182,6 +191,16 @@ def _write(model: ir.Model, folder: Path, output: Path, force: bool) -> list[Pat
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return companions
+
+
+def _forget_weights(model: ir.Model, loaded: Checkpoint) -> None:
+    """Free them now: onnxscript's rewrite rules, which live on, hold the graph that they saw last."""
+    import torch
+
+    for value in model.graph.initializers.values():
+        value.const_value = None
+    for tensor in (*loaded.model.parameters(), *loaded.model.buffers()):
+        tensor.data = torch.empty(0)
 
 
 def _describe(value: ir.Value) -> str:

@@ -55,6 +55,10 @@ def export(
             "each token once. Without, each run computes the whole sequence.",
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check/--no-check", help="Compare what ONNX Runtime makes of the file with torch."),
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
@@ -77,18 +81,22 @@ def export(
     zq2onnx export ./opt-125m -o opt-125m.onnx
     zq2onnx export facebook/opt-125m -o onnx/model.onnx --dtype fp16
     """
-    from zq2onnx.models import capture
+    from zq2onnx import exporting
 
     def show(stage: str) -> None:
         if stderr.is_terminal and not quiet:
             stderr.print(f"{stage} ...")
 
-    result = capture.export(source, output, cache=cache, dtype=dtype.value, force=force, progress=show)
+    result = exporting.export(
+        source, output, cache=cache, dtype=dtype.value, check=check, force=force, progress=show
+    )
     stdout.print(f"{result.path}  {result.bytes / 1e6:.1f} MB, {result.architecture}, {dtype.value}")
     stdout.print(f"inputs   {', '.join(result.inputs)}")
     stdout.print(f"outputs  {', '.join(result.outputs)}")
     stdout.print(f"opset    {result.opset}")
     if result.companions:
         stdout.print(f"copied   {', '.join(path.name for path in result.companions)}")
+    if result.difference is not None:
+        stdout.print(f"check    differs from torch by at most {result.difference:.2g}")
     if result.dropped_head is not None:
         stdout.print(f"note     the checkpoint is a {result.dropped_head}; its head is not in the file")
