@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zq2onnx.errors import UserError
-from zq2onnx.models import checkpoint
+from zq2onnx.models import checkpoint, trace
+from zq2onnx.models.cache import check_cache
 from zq2onnx.models.checkpoint import Checkpoint
 from zq2onnx.models.trial import Turn, ask
 from zq2onnx.storage.companions import check_companions, copy_companions
@@ -97,7 +98,12 @@ def export(
     checkpoint.require_torch()
     report("loading")
     loaded = checkpoint.load(source, dtype)
-    cached = _has_cache(loaded, cache)
+    cached = loaded.causal if cache is None else cache
+    if cached and not loaded.causal:
+        raise UserError(
+            f"--cache: {loaded.architecture} is no causal language model, and has no KV cache",
+            remedy="leave --cache out",
+        )
     check_companions(loaded.folder, output.parent, force=force)
     report("capturing")
     model, turns = _capture(loaded, source, cached)
@@ -135,29 +141,18 @@ def _check_output(output: Path, force: bool) -> None:
             raise UserError(f"{path} exists", remedy="give --force to overwrite it, or another -o")
 
 
-def _has_cache(loaded: Checkpoint, wanted: bool | None) -> bool:
-    from zq2onnx.models.cache import check_cache
-
-    if wanted and not loaded.causal:
-        raise UserError(
-            f"--cache: {loaded.architecture} is no causal language model, and has no KV cache",
-            remedy="leave --cache out",
-        )
-    cached = loaded.causal if wanted is None else wanted
-    if cached:
-        check_cache(loaded.model)
-    return cached
-
-
 def _capture(loaded: Checkpoint, source: str | Path, cached: bool) -> tuple[ir.Model, tuple[Turn, ...]]:
     """The graph, named by module paths, with every weight from the checkpoint; and what torch answers."""
-    from zq2onnx.models import trace
     from zq2onnx.models.naming import name_by_modules
 
     with checkpoint.silence():
         try:
+            if cached:
+                check_cache(loaded.model)
             turns = ask(loaded, cached)
             model = trace.trace_cached(loaded) if cached else trace.trace_plain(loaded)
+        except UserError:
+            raise
         except Exception as error:  # torch.export raises whatever the model's code raises
             raise UserError(
                 f"{source}: torch.export cannot capture {loaded.architecture}: {checkpoint.one_line(error)}"

@@ -29,7 +29,15 @@ import pytest
 ARCHITECTURES = ("opt", "bloom", "gpt2", "llama", "bert")
 TRAINED = ("minilm", "opt-17m")
 CACHED = tuple(f"{name}-cache" for name in ARCHITECTURES if name != "bert")
-_OTHER = ("opt-fp16", "opt-bf16", "opt-cache-bf16", "opt-torchscript-13", "opt-torchscript-17")
+_OTHER = (
+    "opt-fp16",
+    "opt-bf16",
+    "opt-cache-fp16",
+    "opt-cache-bf16",
+    "llama-cache-fp16",
+    "opt-torchscript-13",
+    "opt-torchscript-17",
+)
 NAMES = (*ARCHITECTURES, *CACHED, *_OTHER, *TRAINED)
 VOCABULARY = 320
 CONTEXT = 64
