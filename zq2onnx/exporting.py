@@ -43,7 +43,7 @@ def export(
 
     Raises:
         UserError: as `capture.export`, or there is no ONNX Runtime to check with.
-        CheckFailed: the difference is not one of rounding. The files stay.
+        CheckFailed: the model does not run, or the difference is not one of rounding. The files stay.
     """
     if check:
         require_onnxruntime()

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from zq2onnx.errors import CheckFailed, UserError
 from zq2onnx.evaluation.model_file import read_model
 from zq2onnx.evaluation.session import opened
 from zq2onnx.feeds import feed_text, text_inputs
@@ -39,7 +40,8 @@ def largest_difference(path: Path, turns: Sequence[Turn]) -> float:
         The largest difference of the first output at a token that is shown; NaN where one is not finite.
 
     Raises:
-        UserError: ONNX Runtime cannot load or run the model.
+        CheckFailed: ONNX Runtime cannot run the model.
+        UserError: it cannot load it, or there is no room for a float32 copy.
     """
     model = read_model(path)
     inputs = text_inputs(model, path, "")
@@ -50,7 +52,10 @@ def largest_difference(path: Path, turns: Sequence[Turn]) -> float:
         for turn in turns:
             ids, mask = turn.feeds["input_ids"], turn.feeds["attention_mask"]
             feeds = {**feed_text(inputs, ids, mask), **turn.feeds, **past}
-            answer, *present = session.run(names, feeds, f"{ids.shape[1]} tokens")
+            try:
+                answer, *present = session.run(names, feeds, f"{ids.shape[1]} tokens")
+            except UserError as error:  # the graph is wrong, and not what it was asked
+                raise CheckFailed(str(error)) from error
             past = {
                 name.replace("present", "past_key_values", 1): value
                 for name, value in zip(names[1:], present, strict=True)
