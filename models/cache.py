@@ -42,8 +42,8 @@ def check_cache(model: torch.nn.Module) -> None:
     if odd or getattr(model, "_is_stateful", False):
         raise UserError(
             f"{type(model).__name__} remembers {', '.join(odd) or 'states'}",
-            "keys and values of every layer, which is what a KV cache holds",
-            "--no-cache exports it without",
+            "keys and values of every layer and nothing else, which is what a KV cache holds",
+            "try --no-cache",
         )
 
 

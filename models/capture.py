@@ -9,13 +9,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zq2onnx.errors import UserError
-from zq2onnx.models import checkpoint
+from zq2onnx.models import checkpoint, trace
+from zq2onnx.models.cache import check_cache
 from zq2onnx.models.checkpoint import Checkpoint
+from zq2onnx.models.trial import Turn, ask
 from zq2onnx.storage.companions import check_companions, copy_companions
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class Capture:
         cached: whether a KV cache is among inputs and outputs.
         dropped_head: class named in the checkpoint, where its head is not in the file.
         companions: files that the model needs beside it, in the folder of `path`.
+        turns: what torch was asked before its model was written, and what it gave.
+        difference: the largest between that and what the file gives; None where it was not asked.
     """
 
     path: Path
@@ -52,6 +56,8 @@ class Capture:
     cached: bool
     dropped_head: str | None
     companions: tuple[Path, ...]
+    turns: tuple[Turn, ...] = field(repr=False)
+    difference: float | None = None
 
 
 def export(
@@ -92,14 +98,19 @@ def export(
     checkpoint.require_torch()
     report("loading")
     loaded = checkpoint.load(source, dtype)
-    cached = _has_cache(loaded, cache)
+    cached = loaded.causal if cache is None else cache
+    if cached and not loaded.causal:
+        raise UserError(
+            f"--cache: {loaded.architecture} is no causal language model, and has no KV cache",
+            remedy="leave --cache out",
+        )
     check_companions(loaded.folder, output.parent, force=force)
     report("capturing")
-    model = _capture(loaded, source, cached)
+    model, turns = _capture(loaded, source, cached)
     report("writing")
     companions = _write(model, loaded.folder, output, force)
     data = _data_path(output)
-    return Capture(
+    made = Capture(
         path=output,
         data=data,
         bytes=sum(path.stat().st_size for path in (output, data) if path.exists()),
@@ -110,7 +121,10 @@ def export(
         cached=cached,
         dropped_head=loaded.dropped_head,
         companions=tuple(companions),
+        turns=turns,
     )
+    _forget_weights(model, loaded)
+    return made
 
 
 def _data_path(output: Path) -> Path:
@@ -127,28 +141,18 @@ def _check_output(output: Path, force: bool) -> None:
             raise UserError(f"{path} exists", remedy="give --force to overwrite it, or another -o")
 
 
-def _has_cache(loaded: Checkpoint, wanted: bool | None) -> bool:
-    from zq2onnx.models.cache import check_cache
-
-    if wanted and not loaded.causal:
-        raise UserError(
-            f"--cache: {loaded.architecture} is no causal language model, and has no KV cache",
-            remedy="leave --cache out",
-        )
-    cached = loaded.causal if wanted is None else wanted
-    if cached:
-        check_cache(loaded.model)
-    return cached
-
-
-def _capture(loaded: Checkpoint, source: str | Path, cached: bool) -> ir.Model:
-    """The graph, named by module paths, with every weight from the checkpoint."""
-    from zq2onnx.models import trace
+def _capture(loaded: Checkpoint, source: str | Path, cached: bool) -> tuple[ir.Model, tuple[Turn, ...]]:
+    """The graph, named by module paths, with every weight from the checkpoint; and what torch answers."""
     from zq2onnx.models.naming import name_by_modules
 
     with checkpoint.silence():
         try:
+            if cached:
+                check_cache(loaded.model)
+            turns = ask(loaded, cached)
             model = trace.trace_cached(loaded) if cached else trace.trace_plain(loaded)
+        except UserError:
+            raise
         except Exception as error:  # torch.export raises whatever the model's code raises
             raise UserError(
                 f"{source}: torch.export cannot capture {loaded.architecture}: {checkpoint.one_line(error)}"
@@ -160,7 +164,7 @@ def _capture(loaded: Checkpoint, source: str | Path, cached: bool) -> ir.Model:
             f"{source} lacks {len(absent)} weights of {loaded.architecture}, {absent[0]} for one",
             "a checkpoint with all of them",
         )
-    return model
+    return model, turns
 
 
 def _write(model: ir.Model, folder: Path, output: Path, force: bool) -> list[Path]:
@@ -182,6 +186,16 @@ def _write(model: ir.Model, folder: Path, output: Path, force: bool) -> list[Pat
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return companions
+
+
+def _forget_weights(model: ir.Model, loaded: Checkpoint) -> None:
+    """Free them now: onnxscript's rewrite rules, which live on, hold the graph that they saw last."""
+    import torch
+
+    for value in model.graph.initializers.values():
+        value.const_value = None
+    for tensor in (*loaded.model.parameters(), *loaded.model.buffers()):
+        tensor.data = torch.empty(0)
 
 
 def _describe(value: ir.Value) -> str:

@@ -79,13 +79,20 @@ def require_torch() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of the innermost cause: wrappers above it say only that something failed."""
+    """The first line of the innermost cause: wrappers above it say only that something failed.
+
+    With the second, where the first announces it or it is an item of a list.
+
+    >>> one_line(ValueError("not so:\\n  3 is not 4\\nhelp"))
+    'ValueError: not so: 3 is not 4'
+    """
     seen = {id(error)}
     while (cause := error.__cause__) is not None and id(cause) not in seen:
         seen.add(id(cause))
         error = cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    announced = len(lines) > 1 and (lines[0].endswith(":") or lines[1].startswith("- "))
+    return ": ".join([type(error).__name__, " ".join(lines[: 1 + announced])]).removesuffix(": ")
 
 
 def load(source: str | Path, dtype: str) -> Checkpoint:

@@ -36,7 +36,7 @@ def trace_plain(loaded: Checkpoint) -> ir.Model:
 
     # Sizes that differ from each other and from 0 and 1, which torch.export would take as fixed.
     example = torch.zeros(2, 5, dtype=torch.int64)
-    axes = {0: torch.export.Dim(_BATCH), 1: torch.export.Dim(_SEQUENCE)}
+    axes = {0: torch.export.Dim(_BATCH), 1: _length(_SEQUENCE, loaded)}
     return _export(Wrapper(), (example, torch.ones_like(example)), TEXT, [loaded.output], (axes, axes))
 
 
@@ -65,8 +65,8 @@ def trace_cached(loaded: Checkpoint) -> ir.Model:
     ids = torch.zeros(2, 5, dtype=torch.int64)
     positions = torch.arange(3, 8).expand(2, 5)
     text = (ids, torch.ones(2, 8, dtype=torch.int64), positions)[: len(names)]
-    batch, sequence, length = (torch.export.Dim(name) for name in (_BATCH, _SEQUENCE, _PAST))
-    tokens = {0: batch, 1: sequence}
+    batch, length = torch.export.Dim(_BATCH), _length(_PAST, loaded)
+    tokens = {0: batch, 1: _length(_SEQUENCE, loaded)}
     axes = [tokens, {0: batch, 1: torch.export.Dim.DYNAMIC}, tokens][: len(names)]
     axes += [{0: batch, 2: length}] * len(past)
     parts = [f"{layer}.{part}" for layer in range(len(past) // 2) for part in ("key", "value")]
@@ -79,6 +79,15 @@ def trace_cached(loaded: Checkpoint) -> ir.Model:
     )
     _name_total(model)
     return model
+
+
+def _length(name: str, loaded: Checkpoint) -> Any:
+    """A free dimension; of models with a longest text, which some hold in a table, no longer than that."""
+    import torch
+
+    config: Any = loaded.model.config
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return torch.export.Dim(name, max=longest if isinstance(longest, int) and longest > 8 else None)
 
 
 def _example_past(loaded: Checkpoint) -> list[torch.Tensor]:

@@ -32,8 +32,10 @@ CACHED = tuple(f"{name}-cache" for name in ARCHITECTURES if name != "bert")
 _OTHER = (
     "opt-fp16",
     "opt-bf16",
-    "opt-cache-bf16",
     "llama-fp16",
+    "opt-cache-fp16",
+    "opt-cache-bf16",
+    "llama-cache-fp16",
     "opt-torchscript-13",
     "opt-torchscript-17",
     "opt-17m-cache",

@@ -18,7 +18,6 @@ import pytest
 import zq2onnx
 from tests import zoo
 from tests.convert import linear_model
-from tests.evaluation.past import cached_model
 from tests.runtime.fused import needs_library
 from zq2onnx.benchmark import Route
 from zq2onnx.benchmark.process import ModelProcess
@@ -85,7 +84,7 @@ def test_a_causal_model_against_the_float_one(tmp_path: Path, capsys: pytest.Cap
 @needs_library
 def test_a_kv_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quantized = tmp_path / "model.onnx"
-    zq2onnx.convert(cached_model("llama"), quantized, scheme="w3a16", lorc_rank=0, check="none")
+    zq2onnx.convert(zoo.model("llama-cache"), quantized, scheme="w3a16", lorc_rank=0, check="none")
     assert run(quantized, "--past", 5, "--batch", 2, "--ops", "all", "--runs", 1, "--threads", 1) == 0
     table = rows(capsys.readouterr().out)
     assert [row[0] for row in table[:4]] == ["2 x 64 tokens", "", "2 x 1 token after 5", ""]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tests import zoo
-from tests.evaluation.past import cached_model
 from zq2onnx.benchmark import Shape, plan_benchmark
 from zq2onnx.benchmark.shapes import Limits, Wishes, choose_shapes
 from zq2onnx.errors import UserError
@@ -71,13 +70,13 @@ def test_numbers_that_are_none_are_refused(wishes: dict[str, object], message: s
 
 
 def test_a_cache_holds_what_comes_before_the_token() -> None:
-    path = cached_model("llama", "float16")
+    path = zoo.model("llama-cache-fp16")
     plan = plan_benchmark(path, prompts=[6], past=5, batch=2)
     (subject,) = plan.subjects
     assert plan.shapes == (Shape(2, 6), Shape(2, 1, 5))
     prompt, step = (subject.inputs(shape) for shape in plan.shapes)
     caches = {f"past_key_values.{layer}.{part}" for layer in range(2) for part in ("key", "value")}
-    assert set(prompt) == set(step) == {"input_ids", "attention_mask", *caches}
+    assert set(prompt) == set(step) == {"input_ids", "attention_mask", "position_ids", *caches}
     for name in caches:
         assert prompt[name].shape == (2, 2, 0, 16) and step[name].shape == (2, 2, 5, 16)
         assert step[name].dtype == np.float16
@@ -90,7 +89,7 @@ def test_a_cache_holds_what_comes_before_the_token() -> None:
 
 
 def test_bfloat16_is_fed_as_its_copy_reads_it() -> None:
-    plan = plan_benchmark(cached_model("opt", "bfloat16"), past=3)
+    plan = plan_benchmark(zoo.model("opt-cache-bf16"), past=3)
     feeds = plan.subjects[0].inputs(plan.shapes[1])
     assert feeds["past_key_values.0.key"].dtype == np.float32
 

@@ -88,7 +88,7 @@ def test_calibration_inputs_make_a_difference(tmp_path: Path) -> None:
     assert {name for name in one if ".layers.1." in name}.isdisjoint(same)
 
 
-@pytest.mark.parametrize("name", ["opt-dynamo", "llama-torchscript"])
+@pytest.mark.parametrize("name", ["opt-cache", "llama-cache", "llama-torchscript"])
 def test_models_with_a_cache(name: str, tmp_path: Path) -> None:
     model = cached_model(name)
     tokenizer = zoo.checkpoint(name.partition("-")[0])

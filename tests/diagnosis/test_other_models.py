@@ -10,7 +10,6 @@ import pytest
 
 import zq2onnx
 from tests import zoo
-from tests.evaluation.past import cached_model
 from zq2onnx.diagnosis import Comparison, compare
 
 pytest.importorskip("onnxruntime", reason="needs onnxruntime")
@@ -77,7 +76,7 @@ def test_types_and_architectures(tmp_path: Path, name: str, target: str) -> None
 
 
 def test_a_model_with_a_cache_is_fed_with_an_empty_one(tmp_path: Path) -> None:
-    source = cached_model("opt")
+    source = zoo.model("opt-cache")
     zq2onnx.convert(source, tmp_path / "q.onnx", scheme="w4a16", check="none")
     comparison = compare(source, tmp_path / "q.onnx", texts=[Path(__file__)], length=16, windows=2)
     assert comparison.tokens == 32

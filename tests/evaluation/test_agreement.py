@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from tests import zoo
-from tests.evaluation.past import cached_model
 from zq2onnx.evaluation import evaluate
 
 
@@ -71,21 +70,23 @@ def test_windows_that_overlap_agree_with_transformers(texts: list[Path], stride:
 
 @pytest.mark.parametrize("architecture", ["opt", "llama"])
 def test_a_model_with_a_cache_agrees_with_transformers(texts: list[Path], architecture: str) -> None:
-    path = cached_model(architecture)
+    path = zoo.model(f"{architecture}-cache")
     result = evaluate([path], texts, path.parent, length=48, windows=3)
     for text in texts:
         expected = torch_perplexity(zoo.checkpoint(architecture), text, 48, 3)
         assert result.models[0].perplexity[str(text)] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize(("dtype", "kl"), [("float32", 1e-9), ("float16", 1e-4), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize(("suffix", "kl"), [("", 1e-9), ("-fp16", 1e-4), ("-bf16", 1e-2)])
 def test_a_model_without_a_cache_is_compared_with_one_that_has_it(
-    texts: list[Path], dtype: str, kl: float
+    texts: list[Path], suffix: str, kl: float
 ) -> None:
     """A cache of a narrow float is fed in its own type, or in that of its float32 copy."""
     path = zoo.model("opt")
-    result = evaluate([path, cached_model("opt", dtype)], texts, path.parent, length=48, windows=2)
+    result = evaluate([path, zoo.model(f"opt-cache{suffix}")], texts, path.parent, length=48, windows=2)
     assert abs(result.models[1].kl) < kl
+    if not suffix:
+        assert result.models[1].mean == pytest.approx(result.models[0].mean, rel=1e-4)
 
 
 @pytest.mark.parametrize("stride", [None, 64])

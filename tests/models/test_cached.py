@@ -9,48 +9,13 @@ import onnx
 import pytest
 
 from tests import zoo
+from tests.models.decoding import Decoder, padded
 from zq2onnx.errors import UserError
 from zq2onnx.models import capture
 
 ARCHITECTURES = [name.removesuffix("-cache") for name in zoo.CACHED]
 POSITIONED = {"gpt2", "llama"}
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
-
-
-def padded(lengths: list[int], longest: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random ids and their mask `[len(lengths), longest]`, padded on the left."""
-    ids = np.random.default_rng(seed).integers(4, zoo.VOCABULARY, (len(lengths), longest))
-    mask = np.array([[0] * (longest - length) + [1] * length for length in lengths])
-    return ids, mask
-
-
-class Decoder:
-    """Feeds a cached model what is new, and keeps what it gives."""
-
-    def __init__(self, path: Path) -> None:
-        ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.outputs = [value.name for value in self.session.get_outputs()]
-        empty = zoo.feeds(path, batch=1, length=0)
-        self.past = {name: value for name, value in empty.items() if name.startswith("past")}
-
-    def __call__(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Logits `[batch, new, vocabulary]` of the new `ids`, where `mask` is that of all tokens."""
-        batch, new = ids.shape
-        past = {
-            name: value if len(value) == batch else np.repeat(value, batch, axis=0)
-            for name, value in self.past.items()
-        }
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -new:]
-        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **past}
-        wanted = {value.name for value in self.session.get_inputs()}
-        values = self.session.run(None, {name: feeds[name] for name in wanted})
-        present = dict(zip(self.outputs, values, strict=True))
-        logits = present.pop("logits")
-        self.past = {name.replace("present", "past_key_values"): value for name, value in present.items()}
-        return np.asarray(logits)
 
 
 def torch_logits(architecture: str, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -122,6 +87,28 @@ def test_padded_texts_continue_as_if_alone(architecture: str) -> None:
     for row, length in enumerate((9, 3, 6)):
         alone = continuation(ids[row : row + 1, -length:], mask[row : row + 1, -length:])
         np.testing.assert_array_equal(together[row], alone[0])
+
+
+def test_a_tied_weight_is_stored_once() -> None:
+    graph = onnx.load(zoo.model("opt-cache"), load_external_data=False).graph
+    tables = [tensor for tensor in graph.initializer if sorted(tensor.dims) == [96, zoo.VOCABULARY]]
+    assert len(tables) == 1
+
+
+def test_fp16_takes_two_bytes_a_parameter() -> None:
+    """Of a tied and an untied model; the graph beside the weights is a few hundred kB of any model."""
+    pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    for architecture in ("opt", "llama"):
+        model = AutoModelForCausalLM.from_pretrained(zoo.checkpoint(architecture))
+        count = sum(parameter.numel() for parameter in model.parameters())
+        graph = onnx.load(zoo.model(f"{architecture}-cache-fp16"), load_external_data=False).graph
+        kept = sum(
+            onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * int(np.prod(tensor.dims))
+            for tensor in graph.initializer
+        )
+        assert kept == pytest.approx(2 * count, rel=0.01)
 
 
 def test_an_encoder_has_no_cache(tmp_path: Path) -> None:

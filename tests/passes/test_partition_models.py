@@ -35,8 +35,10 @@ EXPORTED = {
     "minilm": [4, 2] * 6,
 }
 CACHED = {
-    "opt-dynamo": OPT,
-    "llama-dynamo": LLAMA,
+    "opt-cache": OPT,
+    "bloom-cache": TWO,
+    "gpt2-cache": TWO,
+    "llama-cache": LLAMA,
     "opt-torchscript": OPT,
     "bloom-torchscript": TWO,
     "gpt2-torchscript": TWO,
@@ -69,8 +71,8 @@ def test_the_pieces_of_an_exported_model_compute_what_it_computes(name: str) -> 
     check_whole(load(path), zoo.feeds(path))
 
 
-def build_cached(architecture: str, exporter: str, folder: Path) -> None:
-    """Export a causal model that takes past keys and values and gives the new ones."""
+def build_cached(architecture: str, folder: Path) -> None:
+    """Export a causal model that takes past keys and values and gives the new ones, with the old exporter."""
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -104,42 +106,29 @@ def build_cached(architecture: str, exporter: str, folder: Path) -> None:
         ids = torch.zeros(2, 5, dtype=torch.int64)
         example = (ids, torch.ones(2, 8, dtype=torch.int64), *(torch.randn(sizes) for _ in parts))
         path = folder / "model.onnx"
-        if exporter == "dynamo":
-            free = torch.export.Dim.DYNAMIC
-            past = tuple({0: free, 2: free} for _ in parts)
-            shapes = ({0: free, 1: free}, {0: free, 1: free}, past)
-            torch.onnx.export(
-                network,
-                example,
-                path,
-                dynamo=True,
-                input_names=names,
-                output_names=outputs,
-                dynamic_shapes=shapes,
-                verbose=False,
-            )
-        else:
-            text, cache = {0: "batch", 1: "tokens"}, {0: "batch", 2: "keys"}
-            axes = {name: text if name in ("input_ids", "logits") else cache for name in [*names, *outputs]}
-            axes["attention_mask"] = {0: "batch", 1: "all"}
-            torch.onnx.export(
-                network,
-                example,
-                path,
-                dynamo=False,
-                opset_version=17,
-                input_names=names,
-                output_names=outputs,
-                dynamic_axes=axes,
-            )
+        text, cache = {0: "batch", 1: "tokens"}, {0: "batch", 2: "keys"}
+        axes = {name: text if name in ("input_ids", "logits") else cache for name in [*names, *outputs]}
+        axes["attention_mask"] = {0: "batch", 1: "all"}
+        torch.onnx.export(
+            network,
+            example,
+            path,
+            dynamo=False,
+            opset_version=17,
+            input_names=names,
+            output_names=outputs,
+            dynamic_axes=axes,
+        )
 
 
 def cached_model(name: str) -> Path:
+    if name in zoo.NAMES:
+        return zoo.model(name)
     pytest.importorskip("torch", reason="needs torch")
     pytest.importorskip("transformers", reason="needs transformers")
-    architecture, exporter = name.split("-")
+    architecture = name.removesuffix("-torchscript")
     key = hashlib.sha256(inspect.getsource(build_cached).encode()).hexdigest()[:8]
-    folder = zoo._cached(f"past-{name}-{key}", lambda folder: build_cached(architecture, exporter, folder))
+    folder = zoo._cached(f"past-{name}-{key}", lambda folder: build_cached(architecture, folder))
     return folder / "model.onnx"
 
 
@@ -154,6 +143,8 @@ def cached_feeds(model: ir.Model) -> Feeds:
             feeds[value.name] = rng.integers(4, zoo.VOCABULARY, sizes["input_ids"])
         elif value.name == "attention_mask":
             feeds[value.name] = np.array([[1] * 7, [0] * 2 + [1] * 5])
+        elif value.name == "position_ids":
+            feeds[value.name] = np.array([[3, 4, 5, 6], [1, 2, 3, 4]])
         else:
             heads, width = (int(value.shape[axis]) for axis in (1, 3))  # type: ignore[arg-type]
             feeds[value.name] = rng.standard_normal((2, heads, 3, width)).astype(np.float32)

@@ -31,17 +31,22 @@ class Session:
     Args:
         path: the model as it was given; it is named in errors.
         file: what is run: that file or its float32 copy.
+        lean: whether to save memory rather than time.
 
     Raises:
         UserError: ONNX Runtime refuses the file.
     """
 
-    def __init__(self, path: Path, file: Path) -> None:
+    def __init__(self, path: Path, file: Path, lean: bool = False) -> None:
         ort = require_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
         for key, value in _SESSION_CONFIG.items():
             options.add_session_config_entry(key, value)
+        if lean:  # weights stay where they are mapped: no second copy, packed or cast
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         self.path = path
         self._run_options = ort.RunOptions()
         self._run_options.log_severity_level = _FATAL_ONLY
@@ -79,14 +84,18 @@ class Session:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Session]:
+def opened(path: Path, lean: bool = False) -> Iterator[Session]:
     """Load a model; bfloat16 ones as a float32 copy.
+
+    Args:
+        path: the model.
+        lean: whether to save memory rather than time.
 
     Raises:
         UserError: it cannot be copied or loaded.
     """
     with float32_copy(path) as file:
-        yield Session(path, file)
+        yield Session(path, file, lean)
 
 
 class LanguageModel:
