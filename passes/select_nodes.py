@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from zq2onnx.errors import UserError
 from zq2onnx.passes.candidates import EMBEDDING, LM_HEAD, Candidate, find_candidates, is_fed
-from zq2onnx.passes.planned import QuantizedWeight
+from zq2onnx.passes.planned import QuantizedWeight, WeightView
 from zq2onnx.report import NodeReport, Status
 from zq2onnx.scheme import Clip, Scheme
 
@@ -68,6 +68,12 @@ class Selection:
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     """By the name of the node that was rewritten; filled by the passes that rewrite."""
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def widths(self) -> list[int]:
+        """N of each product's weight that is rewritten."""
+        views = [each.view for each, _ in self.chosen.values() if each.role != EMBEDDING]
+        return [view.n for view in views if isinstance(view, WeightView)]
 
 
 def select_nodes(model: ir.Model, policy: Policy) -> Selection:

@@ -59,6 +59,34 @@ class Requirements:
 
 
 @dataclass
+class ProfileReport:
+    """What a profile decided.
+
+    Attributes:
+        name: its name.
+        chosen: values of options that it chose, by their names; what was said otherwise is not among them.
+        why: in a few words.
+    """
+
+    name: str
+    chosen: dict[str, object]
+    why: str
+
+    def __str__(self) -> str:
+        """One line.
+
+        >>> str(ProfileReport("ort-cuda", {"dtype": "fp16", "symmetric": True}, "what its kernels take"))
+        'profile ort-cuda: dtype fp16, symmetric (what its kernels take)'
+        """
+        words = []
+        for option, value in self.chosen.items():
+            words.append(
+                option if value is True else f"no {option}" if value is False else f"{option} {value}"
+            )
+        return f"profile {self.name}: {', '.join(words) or 'all it would choose was said'} ({self.why})"
+
+
+@dataclass
 class CheckReport:
     """What the self-check saw."""
 
@@ -77,6 +105,7 @@ class Report:
         scheme: options that chose the bytes, as `Scheme.describe` names them.
         output: the file that was written, as it was named.
         requires: what the file needs to run.
+        profile: what the profile decided; None without one.
         seconds: wall time.
         peak_rss_bytes: the process's greatest resident memory.
         bytes_before, bytes_after: the whole model with its external data.
@@ -105,6 +134,7 @@ class Report:
     smoothed: list[str] = field(default_factory=list)
     not_smoothed: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    profile: ProfileReport | None = None
 
     @property
     def quantized(self) -> list[NodeReport]:

@@ -17,6 +17,8 @@ def print_report(report: Report) -> None:
     """The conversion in a few lines."""
     for warning in report.warnings:
         console.stderr.print(f"warning: {warning}")
+    if report.profile is not None:
+        console.stdout.print(str(report.profile))
     quantized = report.quantized
     if not quantized:
         console.stdout.print(f"{report.output}: nothing to quantize, the input was written unchanged")
