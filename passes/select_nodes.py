@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from zq2onnx.errors import UserError
+from zq2onnx.layout import PackedLayout, scheme_layout
 from zq2onnx.passes.candidates import EMBEDDING, LM_HEAD, Candidate, find_candidates, is_fed
 from zq2onnx.passes.planned import QuantizedWeight, WeightView
 from zq2onnx.report import NodeReport, Status
@@ -70,10 +71,13 @@ class Selection:
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def widths(self) -> list[int]:
-        """N of each product's weight that is rewritten."""
-        views = [each.view for each, _ in self.chosen.values() if each.role != EMBEDDING]
-        return [view.n for view in views if isinstance(view, WeightView)]
+    def layouts(self) -> list[PackedLayout]:
+        """How each product's weight that is rewritten is packed in portable form."""
+        return [
+            scheme_layout(each.view.k, each.view.n, scheme)
+            for each, scheme in self.chosen.values()
+            if each.role != EMBEDDING and isinstance(each.view, WeightView)
+        ]
 
 
 def select_nodes(model: ir.Model, policy: Policy) -> Selection:

@@ -251,7 +251,7 @@ def prepare(source: Source, options: Options, result: Report, dumps: Dumps) -> S
         check_scheme(scheme, options)
     if selection.chosen:
         result.warnings += [*normalize.warnings, *selection.warnings, *raising.warnings]
-        result.warnings += [] if options.profile is None else options.profile.odd_widths(selection.widths)
+        result.warnings += [] if options.profile is None else options.profile.obstacles(selection.layouts)
     elif options.dtype is not FloatType.KEEP:
         result.warnings.append(
             f"dtype {options.dtype.value}: only a model that is quantized is converted to it"

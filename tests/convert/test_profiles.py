@@ -95,6 +95,15 @@ def test_ort_cuda_is_symmetric_in_blocks_of_32_with_the_bias_outside(tmp_path: P
     assert all(node.input[4] for node in model.graph.node if node.domain == "ai.zq2onnx")
 
 
+def test_blocks_that_no_stock_kernel_takes_are_told(tiny_model: Path, tmp_path: Path) -> None:
+    model = tiny_model / "model.onnx"
+    report = convert(model, tmp_path / "q.onnx", profile="ort-cuda", group_size="row", lorc_rank=0)
+    assert report.warnings == [
+        "profile ort-cuda: 24 of 24 nodes have blocks of more than 128: stock kernels for one token do not"
+        " take them; choose a smaller --group-size"
+    ]
+
+
 def test_what_the_profile_chose_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = linear_model.write(tmp_path / "m.onnx")
     recipe, report = tmp_path / "r.toml", tmp_path / "r.json"

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from zq2onnx.conversion.choices import Choices
 from zq2onnx.errors import UserError
+from zq2onnx.layout import PackedLayout
 from zq2onnx.report import ProfileReport
 from zq2onnx.scheme import Target
 
@@ -27,6 +28,7 @@ class Profile:
         why: in a few words.
         no_session_options: whether sessions cannot be configured there: what a model needs must be in it.
         width: of what output widths stock kernels have their fast paths, a multiple of this.
+        block: the greatest block that they take at one token; None where that is no matter.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Profile:
     why: str
     no_session_options: bool = False
     width: int = 1
+    block: int | None = None
 
 
 ORT_CPU = Profile(
@@ -46,6 +49,7 @@ ORT_CUDA = Profile(
     Choices(dtype="fp16", target="portable", group_size=32, symmetric=True, bias="outside"),
     "what ONNX Runtime's own CUDA kernels are made for; not measured",
     width=64,
+    block=128,
 )
 GENAI = Profile(
     "genai",
@@ -103,16 +107,27 @@ class Applied:
                 "target portable",
             )
 
-    def odd_widths(self, widths: Sequence[int]) -> list[str]:
-        """A line about the nodes whose output width has no fast path in stock kernels, if there are such."""
-        width = self.profile.width
-        odd = [n for n in widths if n % width]
-        if not odd:
-            return []
-        return [
-            f"profile {self.profile.name}: {len(odd)} of {len(widths)} nodes have an output width that is no"
-            f" multiple of {width} (the first has {odd[0]}): the fastest stock kernels do not take them"
-        ]
+    def obstacles(self, layouts: Sequence[PackedLayout]) -> list[str]:
+        """What keeps stock kernels there from being fast, one line each.
+
+        Args:
+            layouts: of the products' weights.
+        """
+        profile, count = self.profile, len(layouts)
+        odd = [each for each in layouts if each.n % profile.width]
+        long = [each for each in layouts if profile.block is not None and each.block_size > profile.block]
+        found = []
+        if odd:
+            found.append(
+                f"{len(odd)} of {count} nodes have an output width that is no multiple of {profile.width}"
+                f" (the first has {odd[0].n}): the fastest stock kernels do not take them"
+            )
+        if long:
+            found.append(
+                f"{len(long)} of {count} nodes have blocks of more than {profile.block}: stock kernels for"
+                " one token do not take them; choose a smaller --group-size"
+            )
+        return [f"profile {profile.name}: {line}" for line in found]
 
 
 def apply_profile(name: str, said: Choices) -> Applied:
