@@ -163,7 +163,15 @@ def _report(candidate: Candidate, outcome: Scheme | str) -> NodeReport:
     if isinstance(outcome, str):
         return NodeReport(name, op, shape, Status.SKIPPED, outcome)
     return NodeReport(
-        name, op, shape, Status.QUANTIZED, "", outcome.bits, str(outcome.granularity), outcome.lorc_rank
+        name,
+        op,
+        shape,
+        Status.QUANTIZED,
+        "",
+        outcome.bits,
+        str(outcome.granularity),
+        outcome.lorc_rank,
+        merged=candidate.merged,
     )
 
 

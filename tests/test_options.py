@@ -108,6 +108,7 @@ def test_every_option_that_changes_the_bytes_is_described() -> None:
         "dtype": "fp16",
         "target": "qdq",
         "bias": "outside",
+        "merge": True,
         "single_file": True,
         "only": ("a",),
         "include": ("a",),

@@ -32,6 +32,7 @@ from zq2onnx.passes.insert_embedding_qdq import InsertEmbeddingQdqPass
 from zq2onnx.passes.insert_qdq import InsertQdqPass
 from zq2onnx.passes.lower_embeddings import LowerEmbeddingsPass
 from zq2onnx.passes.lower_portable import LowerToPortablePass
+from zq2onnx.passes.merge_siblings import MergeSiblingsPass
 from zq2onnx.passes.narrow import NarrowFloatsPass
 from zq2onnx.passes.narrow_codes import NarrowCodesPass
 from zq2onnx.passes.normalize import NormalizePass
@@ -81,6 +82,7 @@ def convert(
     dtype: str | None = None,
     target: str | None = None,
     bias: str | None = None,
+    merge: bool | None = None,
     only: Sequence[str] | None = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
@@ -142,6 +144,7 @@ def convert(
         dtype=dtype,
         target=target,
         bias=bias,
+        merge=merge,
         single_file=single_file,
         only=_patterns(only),
         include=_patterns(include),
@@ -228,8 +231,8 @@ def check_byte_order() -> None:
 
 
 def prepare(source: Source, options: Options, result: Report, dumps: Dumps) -> Selection:
-    """Normalize, select, raise the opset and convert floats where there is something to quantize; tell the
-    report.
+    """Normalize, select; where there is something to quantize, raise the opset, merge, convert floats and
+    select again; tell the report.
 
     A model without anything to quantize is written unchanged, so its opset is of no concern.
     """
@@ -239,7 +242,12 @@ def prepare(source: Source, options: Options, result: Report, dumps: Dumps) -> S
         dumps.run([normalize], graph)
         selection = select_nodes(graph, options.policy)
         if selection.chosen:
-            dumps.run([raising, *float_passes(options)], graph)
+            dumps.run([raising], graph)
+            if options.merge:
+                merging = MergeSiblingsPass(select_nodes(graph, options.policy))
+                dumps.run([merging], graph)
+                result.not_merged = merging.refused
+            dumps.run(float_passes(options), graph)
             selection = select_nodes(graph, options.policy)
     result.nodes = selection.reports
     if any(scheme.bits == 3 for _, scheme in selection.chosen.values()) and options.target is Target.QDQ:

@@ -31,6 +31,7 @@ class NodeReport:
         weight_error_without_lorc: `‖W - Ŵ‖_F / ‖W‖_F`.
         output_error, output_error_without_lorc: `(E‖(W - Ŵ - UV) x‖² / E‖W x‖²)^½` over calibration data, and
             the same without the branch; None without calibration.
+        merged: names of the input's nodes that it was merged of (`--merge`).
     """
 
     name: str
@@ -45,6 +46,7 @@ class NodeReport:
     weight_error_without_lorc: float | None = None
     output_error: float | None = None
     output_error_without_lorc: float | None = None
+    merged: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -115,6 +117,7 @@ class Report:
         reused_weights: weights taken over from an interrupted run by `--resume`.
         smoothed: normalizations, and nodes like them, whose outliers were moved into the weights behind.
         not_smoothed: by node with int8 activations, why nothing was moved into its weight.
+        not_merged: why a node with siblings, that read its input too, is merged with none of them.
         warnings: one line each.
     """
 
@@ -133,6 +136,7 @@ class Report:
     check: CheckReport | None = None
     smoothed: list[str] = field(default_factory=list)
     not_smoothed: dict[str, str] = field(default_factory=dict)
+    not_merged: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     profile: ProfileReport | None = None
 

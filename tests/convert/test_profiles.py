@@ -240,7 +240,7 @@ def test_a_resumed_conversion_takes_over_what_was_converted(tmp_path: Path) -> N
         patched.setattr(Writer, "_compute", fail_at_second)
         convert(model, output, jobs=1, **options)
     report = convert(model, output, resume=True, **options)
-    assert report.reused_weights == 1
+    assert report.reused_weights >= 1
     assert contents(output)[1] == contents(tmp_path / "whole.onnx")[1]
 
 
@@ -273,6 +273,43 @@ def test_genai_tells_what_is_missing(tmp_path: Path) -> None:
     values = onnx.load(report.output, load_external_data=False).graph
     expected = onnx.load(cached_model("opt"), load_external_data=False).graph
     assert [*values.input] == [*expected.input] and [*values.output] == [*expected.output]
+
+
+def test_genai_generates_the_same_in_float16(tmp_path: Path) -> None:
+    """Logits and cache are then float16 too, as in a model that was exported so."""
+    genai = pytest.importorskip("onnxruntime_genai", reason="needs onnxruntime-genai")
+    model = cached_model("opt")
+    said = json.loads(model.with_name("config.json").read_text())
+    names = {
+        "inputs": {
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {"present_key_names": "present.%d.key", "present_value_names": "present.%d.value"},
+    }
+    sizes = {
+        "head_size": said["hidden_size"] // said["num_attention_heads"],
+        "num_key_value_heads": said["num_attention_heads"],
+        **{key: said[key] for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")},
+    }
+    decoder = {"filename": "model.onnx", "session_options": {}, **sizes, **names}
+    tokens = {f"{each}_token_id": said[f"{each}_token_id"] for each in ("bos", "eos", "pad")}
+    config = {"type": "llama", "context_length": 64, "vocab_size": said["vocab_size"], **tokens}
+    written = []
+    for dtype in ("keep", "fp16"):
+        folder = tmp_path / dtype
+        convert(model, folder / "model.onnx", profile="genai", dtype=dtype, scheme="w8a16", group_size=16)
+        whole = {"model": {**config, "decoder": decoder}, "search": {"max_length": 24}}
+        (folder / "genai_config.json").write_text(json.dumps(whole))
+        loaded = genai.Model(str(folder))
+        parameters = genai.GeneratorParams(loaded)
+        parameters.set_search_options(max_length=24, do_sample=False)
+        generator = genai.Generator(loaded, parameters)
+        generator.append_tokens(np.array([[5, 6, 7, 8]], np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+        written.append([int(token) for token in generator.get_sequence(0)])
+    assert written[0] == written[1] and len(written[0]) == 24
 
 
 def test_accuracy_levels_are_in_the_nodes(tmp_path: Path) -> None:

@@ -230,6 +230,15 @@ def convert(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    merge: Annotated[
+        bool | None,
+        typer.Option(
+            "--merge/--no-merge",
+            help="Make one node, with one low-rank branch, of those that read the same input (query, key"
+            " and value; gate and up). [default: no-merge]",
+            rich_help_panel=QUANTIZATION,
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -376,6 +385,7 @@ def convert(
         "dtype": dtype,
         "target": target,
         "bias": bias,
+        "merge": merge,
         "only": only or None,
         "include": include or None,
         "exclude": exclude or None,

@@ -46,6 +46,7 @@ class Choices:
     dtype: str | None = None
     target: str | None = None
     bias: str | None = None
+    merge: bool | None = None
     single_file: bool | None = None
     only: tuple[str, ...] | None = None
     include: tuple[str, ...] | None = None
@@ -77,6 +78,7 @@ DEFAULTS = Choices(
     dtype="keep",
     target="portable",
     bias="inside",
+    merge=False,
     single_file=False,
     only=(),
     include=(),
@@ -106,6 +108,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "dtype": (str,),
     "target": (str,),
     "bias": (str,),
+    "merge": (bool,),
     "single_file": (bool,),
     **dict.fromkeys(PATTERN_LISTS, (str, list, tuple)),
     "keep_float": (bool,),

@@ -100,6 +100,7 @@ class Options:
         calibration: how calibration data is used; None without.
         dtype: the float type.
         bias: where a portable node's bias is added.
+        merge: whether products of one input become one.
         profile: what stands behind what was said; None without one.
     """
 
@@ -109,6 +110,7 @@ class Options:
     calibration: CalibrationOptions | None = None
     dtype: FloatType = FloatType.KEEP
     bias: BiasPlace = BiasPlace.INSIDE
+    merge: bool = False
     profile: Applied | None = None
 
     @property
@@ -130,6 +132,7 @@ class Options:
             "dtype": self.dtype.value,
             "target": self.target.value,
             "bias": self.bias.value,
+            "merge": self.merge,
             "single-file": self.single_file,
             **({} if self.calibration is None else self.calibration.describe()),
             "only": list(self.policy.only),
@@ -251,4 +254,5 @@ def _options(choices: Choices, rules: tuple[NodeRule, ...], calibrated: bool) ->
         calibration if calibrated else None,
         parse_choice(FloatType, choices.dtype or "", "float type"),
         parse_choice(BiasPlace, choices.bias or "", "place of the bias"),
+        bool(choices.merge),
     )

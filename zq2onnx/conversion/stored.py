@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 
+from zq2onnx.passes.joined import JoinedTensor
 from zq2onnx.passes.recast import RecastTensor, recast_array
 from zq2onnx.storage import mapped
 
@@ -27,5 +29,11 @@ def written_chunks(tensor: ir.TensorProtocol) -> Iterator[memoryview]:
 
 
 def stored_digest(tensor: ir.TensorProtocol) -> str:
-    """SHA-256 of a tensor's bytes as they are stored."""
-    return mapped.tensor_digest(tensor.source if isinstance(tensor, RecastTensor) else tensor)
+    """SHA-256 of a tensor's bytes as they are stored; of joined ones, of the digests of each."""
+    stored = tensor.source if isinstance(tensor, RecastTensor) else tensor
+    if not isinstance(stored, JoinedTensor):
+        return mapped.tensor_digest(stored)
+    digest = hashlib.sha256()
+    for view in stored.views:
+        digest.update(stored_digest(view.tensor).encode())
+    return digest.hexdigest()
