@@ -69,8 +69,8 @@ def is_float32(value: ir.Value | None) -> bool:
 def trace_precision(model: ir.Model, dtype: ir.DataType) -> Precision:
     """Decide node by node, by what reaches it; weights are not read.
 
-    What descends from float inputs and from constant matrices (weights, tables) is *hidden*, and narrow,
-    but for these, which stay float32:
+    What descends from float inputs and from constant matrices (weights, tables, codes of quantized ones) is
+    *hidden*, and narrow, but for these, which stay float32:
 
     - what is made of integers and single numbers alone: positions, rotary angles (float16 has no odd
       integers beyond 2048), masks (of -3.4e38);
@@ -113,6 +113,7 @@ class _Tracer:
             for branch in branches:
                 self.visit(branch)
             made = any(value in self.hidden for branch in branches for value in branch.outputs)
+            made |= is_standard(node, "DequantizeLinear") and constant_tensor(node.inputs[0]) is not None
             if made or any(self._is_hidden(value) for value in _reads(node)):
                 self._visit_hidden(node)
             elif any(self._is_huge(value) for value in node.inputs):

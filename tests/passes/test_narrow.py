@@ -177,6 +177,17 @@ def test_what_an_exporter_wrote_in_float32_stays_so() -> None:
     assert types(model) == {"f": FLOAT, "s": FLOAT, "a": FLOAT, "y": FP16}
 
 
+def test_a_quantized_weight_stays_behind_its_scales(tmp_path: Path) -> None:
+    text = "g (float[2, 8] x) => (float[2, 4] y) { w = DequantizeLinear <axis = 1> (q, s) y = MatMul(x, w) }"
+    codes, scales = np.arange(-16, 16, dtype=np.int8).reshape(8, 4), np.array([1, 2, 3, 4], np.float32) / 8
+    model = graph(text, {"q": codes, "s": scales})
+    made = narrowed(model)
+    assert [node.op_type for node in model.graph] == ["DequantizeLinear", "MatMul"]
+    x = rand(2, 8, dtype=np.float16)
+    (got,) = run(made, {"x": x}, tmp_path)
+    np.testing.assert_allclose(got, x.astype(np.float32) @ (codes * scales), rtol=0, atol=0.05)
+
+
 def test_what_no_schema_allows_stays_float32() -> None:
     text = "g (float[3, 3] x) => (float[3, 3] y) { a = Einsum <equation = 'ij,jk->ik'> (x, x) y = Relu(a) }"
     text = text.replace("'", '"')
