@@ -134,8 +134,8 @@ class _Rewriting:
     def _narrow_graphs(self) -> Iterator[ir.Graph]:
         """The graphs whose outputs are to be narrow: the main one, and branches of narrow Ifs."""
         yield self.model.graph
-        for node in self.found.narrow:
-            for attribute in node.attributes.values():
+        for node in list(all_nodes(self.model)):
+            for attribute in node.attributes.values() if node in self.found.narrow else ():
                 if attribute.type is ir.AttributeType.GRAPH:
                     yield attribute.as_graph()
 

@@ -15,6 +15,7 @@ from tests import zoo
 from tests.convert.calibrating import TEXT, calibrate
 from tests.convert.converting import TARGETS, contents, convert
 from zq2onnx.cli.app import main
+from zq2onnx.conversion.stream import Writer
 
 LAYER = "model.layers.0"
 QKV = f"{LAYER}.self_attn.q_proj+k_proj+v_proj"
@@ -96,8 +97,6 @@ def test_calibration_goes_with_it(options: dict[str, Any], tmp_path: Path) -> No
 
 
 def test_an_interrupted_run_is_resumed(tmp_path: Path) -> None:
-    from zq2onnx.conversion.stream import Writer
-
     model, output, compute, calls = zoo.model("llama"), tmp_path / "q.onnx", Writer._compute, []
 
     def fail_at_third(self: Writer, *arguments: Any) -> Any:
