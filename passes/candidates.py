@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import re
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from zq2onnx.passes.trace_weights import (
 LM_HEAD = "lm_head"
 EMBEDDING = "embedding"
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+MERGED_KEY = "ai.zq2onnx.merged"
+"""Key in a node's metadata: the `Candidate.texts` of each of the nodes that it was merged of, as JSON."""
 LOGITS = "logits"
 PASS_THROUGH = ("Add", "Mul", "Cast", "Reshape", "Identity")
 
@@ -76,9 +79,20 @@ class Candidate:
 
     @property
     def texts(self) -> list[str]:
-        """What regular expressions are searched in."""
+        """What regular expressions are searched in, its name first; of a merged node those of each, too."""
         weight = [] if isinstance(self.view, str) else [self.view.name]
-        return [self.node.name or "", *weight, module_path(self.node), self.role]
+        own = [self.node.name or "", *weight, module_path(self.node), self.role]
+        return own + [text for texts in self._merged for text in texts]
+
+    @property
+    def merged(self) -> list[str]:
+        """Names of the nodes that this one was merged of."""
+        return [texts[0] for texts in self._merged]
+
+    @property
+    def _merged(self) -> list[list[str]]:
+        texts: list[list[str]] = json.loads(self.node.metadata_props.get(MERGED_KEY, "[]"))
+        return texts
 
     def matches(self, pattern: str) -> bool:
         """Whether a regular expression is found in any of `texts`."""

@@ -33,12 +33,19 @@ class LowerToPortablePass(ir.passes.InPlacePass):
     Runs on planned weights only. The operator's meaning, what it does to its activations included, goes
     along as a model-local function. Twins in one graph become one weight again.
 
+    Args:
+        bias: whether a constant bias becomes the operator's; else its Add stays behind.
+
     Raises:
         UserError: a scheme has no operator, for its activations have one scale for good.
     """
 
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.bias = bias
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        matches = [match for node in all_nodes(model) if (match := _match(node)) is not None]
+        matches = [match for node in all_nodes(model) if (match := _match(node, self.bias)) is not None]
         shared: dict[tuple[int, QuantizedWeight], QuantizedWeight] = {}
         for match in matches:
             key = (id(match.matmul.graph), match.weight)
@@ -55,14 +62,14 @@ def _operator(match: _Match) -> opset.Operator:
     return opset.operator_for(scheme if match.branch else scheme.without_lorc())
 
 
-def _match(node: ir.Node) -> _Match | None:
+def _match(node: ir.Node, with_bias: bool) -> _Match | None:
     weight = quantized_weight(node.inputs[1]) if is_standard(node, "MatMul") else None
     if weight is None:
         return None
     branch = branch_of(node)
     last = branch or node
     readers = last.outputs[0].consumers()
-    if len(readers) != 1 or last.outputs[0].is_graph_output():
+    if not with_bias or len(readers) != 1 or last.outputs[0].is_graph_output():
         return _Match(node, weight, branch is not None, None, last)
     add = readers[0]
     other = next((value for value in add.inputs if value is not last.outputs[0]), None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from zq2onnx.layout import PackedLayout, scheme_layout
+from zq2onnx.passes.recast import RecastTensor
 from zq2onnx.scheme import FactorType, PerBlock, Scheme
 
 EXACT_INT2_MULTIPLE = 4
@@ -18,6 +19,8 @@ def storage(tensor: ir.TensorProtocol) -> tuple[object, ...]:
     """Identity of a tensor's bytes: equal for two names of one region of a file."""
     if isinstance(tensor, ir.ExternalTensor):
         return tensor.path, tensor.offset or 0, tensor.nbytes
+    if isinstance(tensor, RecastTensor):
+        return *storage(tensor.source), tensor.dtype
     return (id(tensor),)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import onnx_ir as ir
 
 from zq2onnx.errors import UserError
+from zq2onnx.layout import PackedLayout, scheme_layout
 from zq2onnx.passes.candidates import EMBEDDING, LM_HEAD, Candidate, find_candidates, is_fed
-from zq2onnx.passes.planned import QuantizedWeight
+from zq2onnx.passes.planned import QuantizedWeight, WeightView
 from zq2onnx.report import NodeReport, Status
 from zq2onnx.scheme import Clip, Scheme
 
@@ -68,6 +69,15 @@ class Selection:
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     """By the name of the node that was rewritten; filled by the passes that rewrite."""
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def layouts(self) -> list[PackedLayout]:
+        """How each product's weight that is rewritten is packed in portable form."""
+        return [
+            scheme_layout(each.view.k, each.view.n, scheme)
+            for each, scheme in self.chosen.values()
+            if each.role != EMBEDDING and isinstance(each.view, WeightView)
+        ]
 
 
 def select_nodes(model: ir.Model, policy: Policy) -> Selection:
@@ -153,7 +163,15 @@ def _report(candidate: Candidate, outcome: Scheme | str) -> NodeReport:
     if isinstance(outcome, str):
         return NodeReport(name, op, shape, Status.SKIPPED, outcome)
     return NodeReport(
-        name, op, shape, Status.QUANTIZED, "", outcome.bits, str(outcome.granularity), outcome.lorc_rank
+        name,
+        op,
+        shape,
+        Status.QUANTIZED,
+        "",
+        outcome.bits,
+        str(outcome.granularity),
+        outcome.lorc_rank,
+        merged=candidate.merged,
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import TypeGuard
 
-import numpy as np
 import onnx_ir as ir
+
+from zq2onnx.passes.recast import recast
 
 HALVES = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 
@@ -44,7 +45,7 @@ class WidenToFloat32Pass(ir.passes.InPlacePass):
                     modified |= self._widen_attribute(node, attribute)
         for value in _initializers(model):
             if value.const_value is not None and value.const_value.dtype in self.types:
-                value.const_value = _widened(value.const_value)
+                value.const_value = recast(value.const_value, ir.DataType.FLOAT)
                 modified = True
         return ir.passes.PassResult(model, modified)
 
@@ -62,26 +63,13 @@ class WidenToFloat32Pass(ir.passes.InPlacePass):
             node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT.value)
             return True
         if kind is ir.AttributeType.TENSOR and attribute.value.dtype in self.types:
-            node.attributes[name] = ir.AttrTensor(name, _widened(attribute.value))
+            node.attributes[name] = ir.AttrTensor(name, recast(attribute.value, ir.DataType.FLOAT))
             return True
         if kind is ir.AttributeType.TENSORS and any(tensor.dtype in self.types for tensor in attribute.value):
-            tensors = [_widened(t) if t.dtype in self.types else t for t in attribute.value]
+            tensors = [recast(t, ir.DataType.FLOAT) if t.dtype in self.types else t for t in attribute.value]
             node.attributes[name] = ir.AttrTensors(name, tensors)
             return True
         return False
-
-
-def read_anew(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
-    """The same region of the same file by a mapping of its own, which is dropped with the result."""
-    return ir.ExternalTensor(
-        tensor.location,
-        tensor.offset,
-        tensor.length,
-        tensor.dtype,
-        shape=tensor.shape,
-        name=tensor.name,
-        base_dir=tensor.base_dir,
-    )
 
 
 def _widened_type(type_: ir.TypeProtocol) -> ir.TypeProtocol:
@@ -92,19 +80,6 @@ def _widened_type(type_: ir.TypeProtocol) -> ir.TypeProtocol:
     other = copy.deepcopy(type_)
     other.dtype = ir.DataType.FLOAT
     return other
-
-
-def _widened(tensor: ir.TensorProtocol) -> ir.LazyTensor:
-    shape = ir.Shape(tensor.shape.numpy())
-    return ir.LazyTensor(_reader(tensor), ir.DataType.FLOAT, shape, name=tensor.name)
-
-
-def _reader(tensor: ir.TensorProtocol) -> Callable[[], ir.TensorProtocol]:
-    def read() -> ir.TensorProtocol:
-        source = read_anew(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor
-        return ir.Tensor(source.numpy().astype(np.float32), name=tensor.name)
-
-    return read
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:

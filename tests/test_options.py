@@ -105,11 +105,15 @@ def test_every_option_that_changes_the_bytes_is_described() -> None:
         "calib_length": 3,
         "calib_inputs": "float",
         "embedding_bits": 8,
+        "dtype": "fp16",
         "target": "qdq",
+        "bias": "outside",
+        "merge": True,
         "single_file": True,
         "only": ("a",),
         "include": ("a",),
         "exclude": ("a",),
+        "profile": "triton",
     }
     assert set(changed) == set(vars(DEFAULTS))
 

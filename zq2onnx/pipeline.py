@@ -20,6 +20,7 @@ from zq2onnx.conversion.identity import journal_header, stamp
 from zq2onnx.conversion.loading import Source, load, naming
 from zq2onnx.conversion.options import Options, check_scheme, resolve
 from zq2onnx.conversion.placement import plan_output
+from zq2onnx.conversion.profiles import GENAI, genai_obstacles
 from zq2onnx.conversion.stream import Progress, Writer
 from zq2onnx.conversion.stream_calibrated import CalibratedWriter
 from zq2onnx.conversion.summary import fill_nodes, fill_sizes, fill_smoothing, peak_rss_bytes, requirements
@@ -31,15 +32,18 @@ from zq2onnx.passes.insert_embedding_qdq import InsertEmbeddingQdqPass
 from zq2onnx.passes.insert_qdq import InsertQdqPass
 from zq2onnx.passes.lower_embeddings import LowerEmbeddingsPass
 from zq2onnx.passes.lower_portable import LowerToPortablePass
+from zq2onnx.passes.merge_siblings import MergeSiblingsPass
+from zq2onnx.passes.narrow import NarrowFloatsPass
 from zq2onnx.passes.narrow_codes import NarrowCodesPass
 from zq2onnx.passes.normalize import NormalizePass
 from zq2onnx.passes.raise_opset import BODY_OPSET, INT2_OPSET, QDQ_OPSET, RaiseOpsetPass
 from zq2onnx.passes.select_nodes import Selection, select_nodes
 from zq2onnx.passes.smooth import SmoothPass
 from zq2onnx.passes.unpack_embeddings import UnpackEmbeddingsPass
+from zq2onnx.passes.widen import WidenToFloat32Pass
 from zq2onnx.report import Report
 from zq2onnx.runtime.providers import require_onnxruntime, usable_cores
-from zq2onnx.scheme import CheckMode, Target, parse_choice
+from zq2onnx.scheme import BiasPlace, CheckMode, FloatType, Target, parse_choice
 from zq2onnx.storage.companions import add_companions
 from zq2onnx.storage.failures import keeping_the_journal
 from zq2onnx.storage.journal import Journal
@@ -56,6 +60,7 @@ def convert(
     model: str | Path,
     output: str | Path | None = None,
     *,
+    profile: str | None = None,
     scheme: str | None = None,
     group_size: int | str | None = None,
     symmetric: bool | None = None,
@@ -74,7 +79,10 @@ def convert(
     calib_length: int | None = None,
     calib_inputs: str | None = None,
     embedding_bits: int | None = None,
+    dtype: str | None = None,
     target: str | None = None,
+    bias: str | None = None,
+    merge: bool | None = None,
     only: Sequence[str] | None = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
@@ -94,7 +102,7 @@ def convert(
     """Quantize an exported transformer and write a model that stock ONNX Runtime runs.
 
     Arguments are the options of `zq2onnx convert`, whose help describes them; None means the
-    recipe's value or the default.
+    recipe's value, the profile's or the default.
 
     Args:
         model: ONNX file; its external data beside it.
@@ -116,6 +124,7 @@ def convert(
     """
     started = time.monotonic()
     said = Choices(
+        profile=profile,
         scheme=scheme,
         group_size=group_size,
         symmetric=symmetric,
@@ -132,7 +141,10 @@ def convert(
         calib_length=calib_length,
         calib_inputs=calib_inputs,
         embedding_bits=embedding_bits,
+        dtype=dtype,
         target=target,
+        bias=bias,
+        merge=merge,
         single_file=single_file,
         only=_patterns(only),
         include=_patterns(include),
@@ -161,6 +173,7 @@ def convert(
         files.stale = stale_data(files, source)
         result = Report(options.describe(), requirements(source.model), str(path), options.target.value)
         result.bytes_before = source.nbytes
+        result.profile = None if options.profile is None else options.profile.report
         selection = prepare(source, options, result, dumps)
         if selection.chosen:
             run = Run(source, options, files, journal, dumps, resumed, samples)
@@ -178,6 +191,8 @@ def convert(
             result.bytes_after = source.nbytes
         for kept in add_companions(source.path.parent, path.parent):
             result.warnings.append(f"{kept} differs from the input's, and was kept")
+        if options.profile is not None and options.profile.profile is GENAI:
+            result.warnings += genai_obstacles(source.model, path)
         failure = verify(source, result, mode, check_progress)
         result.seconds = time.monotonic() - started
         result.peak_rss_bytes = peak_rss_bytes()
@@ -216,7 +231,8 @@ def check_byte_order() -> None:
 
 
 def prepare(source: Source, options: Options, result: Report, dumps: Dumps) -> Selection:
-    """Normalize, select, raise the opset where there is something to quantize; tell the report.
+    """Normalize, select; where there is something to quantize, raise the opset, merge, convert floats and
+    select again; tell the report.
 
     A model without anything to quantize is written unchanged, so its opset is of no concern.
     """
@@ -227,6 +243,11 @@ def prepare(source: Source, options: Options, result: Report, dumps: Dumps) -> S
         selection = select_nodes(graph, options.policy)
         if selection.chosen:
             dumps.run([raising], graph)
+            if options.merge:
+                merging = MergeSiblingsPass(select_nodes(graph, options.policy))
+                dumps.run([merging], graph)
+                result.not_merged = merging.refused
+            dumps.run(float_passes(options), graph)
             selection = select_nodes(graph, options.policy)
     result.nodes = selection.reports
     if any(scheme.bits == 3 for _, scheme in selection.chosen.values()) and options.target is Target.QDQ:
@@ -238,6 +259,11 @@ def prepare(source: Source, options: Options, result: Report, dumps: Dumps) -> S
         check_scheme(scheme, options)
     if selection.chosen:
         result.warnings += [*normalize.warnings, *selection.warnings, *raising.warnings]
+        result.warnings += [] if options.profile is None else options.profile.obstacles(selection.layouts)
+    elif options.dtype is not FloatType.KEEP:
+        result.warnings.append(
+            f"dtype {options.dtype.value}: only a model that is quantized is converted to it"
+        )
     return selection
 
 
@@ -290,6 +316,20 @@ def raise_opset(options: Options) -> RaiseOpsetPass:
     return RaiseOpsetPass(INT2_OPSET if 2 in bits else QDQ_OPSET, least=QDQ_OPSET)
 
 
+def float_passes(options: Options) -> list[ir.passes.PassBase]:
+    """To the float type that was asked for; from one half type to the other by way of float32."""
+    bfloat16, float16 = ir.DataType.BFLOAT16, ir.DataType.FLOAT16
+    match options.dtype:
+        case FloatType.FP32:
+            return [WidenToFloat32Pass()]
+        case FloatType.FP16:
+            return [WidenToFloat32Pass((bfloat16,)), NarrowFloatsPass(float16)]
+        case FloatType.BF16:
+            return [WidenToFloat32Pass((float16,)), NarrowFloatsPass(bfloat16)]
+        case FloatType.KEEP:
+            return []
+
+
 def passes_for(options: Options, selection: Selection, model: ir.Model) -> list[ir.passes.PassBase]:
     """The compiler: middle form, branch, target, clean-up."""
     middle = [
@@ -300,7 +340,7 @@ def passes_for(options: Options, selection: Selection, model: ir.Model) -> list[
     if options.target is Target.QDQ:
         middle.append(InsertActivationQdqPass())
     if options.target is Target.PORTABLE:
-        lower = [LowerToPortablePass(), LowerEmbeddingsPass()]
+        lower = [LowerToPortablePass(bias=options.bias is BiasPlace.INSIDE), LowerEmbeddingsPass()]
     else:
         narrow = [NarrowCodesPass()] if model.opset_imports[""] >= INT2_OPSET else []
         lower = [*narrow, UnpackEmbeddingsPass()]

@@ -31,6 +31,7 @@ class NodeReport:
         weight_error_without_lorc: `‖W - Ŵ‖_F / ‖W‖_F`.
         output_error, output_error_without_lorc: `(E‖(W - Ŵ - UV) x‖² / E‖W x‖²)^½` over calibration data, and
             the same without the branch; None without calibration.
+        merged: names of the input's nodes that it was merged of (`--merge`).
     """
 
     name: str
@@ -45,6 +46,7 @@ class NodeReport:
     weight_error_without_lorc: float | None = None
     output_error: float | None = None
     output_error_without_lorc: float | None = None
+    merged: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -56,6 +58,34 @@ class Requirements:
     ir_version: int
     providers: list[str]
     session_config: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class ProfileReport:
+    """What a profile decided.
+
+    Attributes:
+        name: its name.
+        chosen: values of options that it chose, by their names; what was said otherwise is not among them.
+        why: in a few words.
+    """
+
+    name: str
+    chosen: dict[str, object]
+    why: str
+
+    def __str__(self) -> str:
+        """One line.
+
+        >>> str(ProfileReport("ort-cuda", {"dtype": "fp16", "symmetric": True}, "what its kernels take"))
+        'profile ort-cuda: dtype fp16, symmetric (what its kernels take)'
+        """
+        words = []
+        for option, value in self.chosen.items():
+            words.append(
+                option if value is True else f"no {option}" if value is False else f"{option} {value}"
+            )
+        return f"profile {self.name}: {', '.join(words) or 'all it would choose was said'} ({self.why})"
 
 
 @dataclass
@@ -77,6 +107,7 @@ class Report:
         scheme: options that chose the bytes, as `Scheme.describe` names them.
         output: the file that was written, as it was named.
         requires: what the file needs to run.
+        profile: what the profile decided; None without one.
         seconds: wall time.
         peak_rss_bytes: the process's greatest resident memory.
         bytes_before, bytes_after: the whole model with its external data.
@@ -86,6 +117,7 @@ class Report:
         reused_weights: weights taken over from an interrupted run by `--resume`.
         smoothed: normalizations, and nodes like them, whose outliers were moved into the weights behind.
         not_smoothed: by node with int8 activations, why nothing was moved into its weight.
+        not_merged: why a node with siblings, that read its input too, is merged with none of them.
         warnings: one line each.
     """
 
@@ -104,7 +136,9 @@ class Report:
     check: CheckReport | None = None
     smoothed: list[str] = field(default_factory=list)
     not_smoothed: dict[str, str] = field(default_factory=dict)
+    not_merged: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    profile: ProfileReport | None = None
 
     @property
     def quantized(self) -> list[NodeReport]:

@@ -92,6 +92,25 @@ class Target(enum.Enum):
     """Standard ONNX: `DequantizeLinear` + `MatMul`."""
 
 
+class FloatType(enum.Enum):
+    """In what the activations, and the weights that stay float, are computed and stored."""
+
+    KEEP = "keep"
+    """As the model has them."""
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class BiasPlace(enum.Enum):
+    """Where a portable node's bias is added."""
+
+    INSIDE = "inside"
+    """By the node: an input of it."""
+    OUTSIDE = "outside"
+    """By an Add behind it."""
+
+
 class CheckMode(enum.Enum):
     """How much of what was written is checked."""
 

@@ -42,7 +42,7 @@ def test_report_has_its_fields(model: Path) -> None:
         "nodes",
     } <= report.keys()
     fields = "name op shape status reason bits group_size rank weight_error weight_error_without_lorc"
-    fields += " output_error output_error_without_lorc"
+    fields += " output_error output_error_without_lorc merged"
     assert all(set(node) == set(fields.split()) for node in report["nodes"])
     first, _, last = report["nodes"]
     assert first["name"] == "layers.0" and first["op"] == "MatMul" and first["shape"] == [64, 64]

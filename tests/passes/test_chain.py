@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.reference
+import onnx_ir as ir
 import pytest
 
 from tests import zoo
@@ -17,10 +18,11 @@ from zq2onnx.conversion.loading import load
 from zq2onnx.conversion.options import resolve
 from zq2onnx.passes.lower_embeddings import LowerEmbeddingsPass
 from zq2onnx.passes.lower_portable import LowerToPortablePass
+from zq2onnx.passes.merge_siblings import MergeSiblingsPass
 from zq2onnx.passes.normalize import NormalizePass
 from zq2onnx.passes.select_nodes import select_nodes
 from zq2onnx.passes.spec import Stage, violations
-from zq2onnx.pipeline import passes_for, raise_opset
+from zq2onnx.pipeline import float_passes, passes_for, raise_opset
 from zq2onnx.scheme import PerBlock, Scheme
 
 MODELS = (*zoo.ARCHITECTURES, "opt-fp16", "opt-bf16", "opt-torchscript-13", "opt-torchscript-17")
@@ -46,6 +48,25 @@ def test_every_step_is_legal_and_done_once(name: str, target: str) -> None:
         assert list(violations(model, stage)) == [], step
         assert not step(model).modified, step
     assert {report.name for report in selection.reports if not report.reason} == set(selection.weights)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", ["opt", "llama", "bloom"])
+def test_merged_and_narrow_models_are_legal_too(name: str, dtype: str) -> None:
+    options = resolve(Choices(merge=True, dtype=dtype, bias="outside"), None)
+    model = load(zoo.model(name)).model
+    for prepare in (NormalizePass(), raise_opset(options)):
+        prepare(model)
+    for step in (MergeSiblingsPass(select_nodes(model, options.policy)), *float_passes(options)):
+        step(model)
+        assert list(violations(model, Stage.NORMAL)) == [], step
+        assert not step(model).modified, step
+    selection = select_nodes(model, options.policy)
+    for step in passes_for(options, selection, model):
+        step(model)
+    assert list(violations(model, Stage.PORTABLE)) == []
+    expected = ir.DataType.FLOAT16 if dtype == "fp16" else ir.DataType.BFLOAT16
+    assert {weight.view.dtype for weight in selection.weights.values()} == {expected}
 
 
 SMALL = (

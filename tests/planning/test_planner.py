@@ -61,6 +61,14 @@ def planner(opt: Path, tmp_path_factory: pytest.TempPathFactory) -> Planner:
     return planner_of(opt, tmp_path_factory.mktemp("planner"))
 
 
+def test_a_profile_s_group_size_and_float_type_are_planned_with(opt: Path, tmp_path: Path) -> None:
+    plan = planner_of(opt, tmp_path, profile="ort-cuda", lorc_rank=0).plan(Bits(4.5))
+    report = convert_by(plan, opt, tmp_path)
+    assert {node.group_size for node in report.quantized} == {"32"}
+    assert report.scheme["dtype"] == "fp16" and report.bytes_after == plan.bytes
+    assert report.effective_bits is not None and report.effective_bits <= plan.bits <= 4.5
+
+
 @pytest.mark.parametrize("limit", [3.0, 4.4, 6.0])
 def test_bits_are_kept_to_and_used(planner: Planner, opt: Path, tmp_path: Path, limit: float) -> None:
     plan = planner.plan(Bits(limit))

@@ -43,6 +43,14 @@ def convert(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ort-cpu|ort-cuda|genai|triton",
+            help="Choose, for where the model is to run, what is said neither here nor in the recipe.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     scheme: Annotated[
         str | None,
         typer.Option(
@@ -196,6 +204,15 @@ def convert(
             rich_help_panel=QUANTIZATION,
         ),
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="keep|fp32|fp16|bf16",
+            help="Float type of activations, inputs, outputs and of the weights that stay float."
+            " [default: keep]",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(
@@ -203,6 +220,23 @@ def convert(
             help="portable: one ai.zq2onnx node a MatMul, with a function body that any ONNX Runtime runs;"
             " qdq: standard DequantizeLinear + MatMul. [default: portable]",
             rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    bias: Annotated[
+        str | None,
+        typer.Option(
+            metavar="inside|outside",
+            help="A portable node adds the bias itself, or an Add behind it does. [default: inside]",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    merge: Annotated[
+        bool | None,
+        typer.Option(
+            "--merge/--no-merge",
+            help="Make one node, with one low-rank branch, of those that read the same input (query, key"
+            " and value; gate and up). [default: no-merge]",
+            rich_help_panel=QUANTIZATION,
         ),
     ] = None,
     only: Annotated[
@@ -327,9 +361,11 @@ def convert(
     zq2onnx convert model.onnx -o small/model.onnx --scheme w3a16 --group-size 64 --include lm_head
     zq2onnx convert model.onnx --scheme w3a16 --calib text.txt --tokenizer DIR
     zq2onnx convert model.onnx --budget 3.5bits --calib text.txt --tokenizer DIR
+    zq2onnx convert model.onnx --profile ort-cuda
     zq2onnx convert model.onnx --recipe mixed.toml --target qdq --check full --report report.json
     """
     choices = {
+        "profile": profile,
         "scheme": scheme,
         "group_size": group_size,
         "symmetric": symmetric,
@@ -346,7 +382,10 @@ def convert(
         "calib_length": calib_length,
         "calib_inputs": calib_inputs,
         "embedding_bits": embedding_bits,
+        "dtype": dtype,
         "target": target,
+        "bias": bias,
+        "merge": merge,
         "only": only or None,
         "include": include or None,
         "exclude": exclude or None,

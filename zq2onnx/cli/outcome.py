@@ -17,6 +17,8 @@ def print_report(report: Report) -> None:
     """The conversion in a few lines."""
     for warning in report.warnings:
         console.stderr.print(f"warning: {warning}")
+    if report.profile is not None:
+        console.stdout.print(str(report.profile))
     quantized = report.quantized
     if not quantized:
         console.stdout.print(f"{report.output}: nothing to quantize, the input was written unchanged")
@@ -32,6 +34,7 @@ def print_report(report: Report) -> None:
     )
     for reason, count in _counted(quantized).items():
         console.stdout.print(f"of these, {count}: {reason}")
+    _print_merging(report)
     _print_smoothing(report)
     console.stdout.print(f"took {report.seconds:.1f} s, peak memory {report.peak_rss_bytes / 1e6:.0f} MB")
     if report.reused_weights:
@@ -43,6 +46,18 @@ def print_report(report: Report) -> None:
         )
     if report.check is not None:
         _print_check(report.check)
+
+
+def _print_merging(report: Report) -> None:
+    """Which products of one input became one, if that was asked for."""
+    merged = [node for node in report.quantized if node.merged]
+    if merged:
+        before = sum(len(node.merged) for node in merged)
+        console.stdout.print(f"merged {before} nodes that read the same inputs into {len(merged)}")
+    if report.not_merged:
+        reasons = set(report.not_merged.values())
+        why = reasons.pop() if len(reasons) == 1 else "--report FILE.json says why"
+        console.stdout.print(f"not merged: {len(report.not_merged)} nodes that read what others do ({why})")
 
 
 def _print_smoothing(report: Report) -> None:

@@ -43,11 +43,15 @@ class Choices:
     calib_length: int | None = None
     calib_inputs: str | None = None
     embedding_bits: int | None = None
+    dtype: str | None = None
     target: str | None = None
+    bias: str | None = None
+    merge: bool | None = None
     single_file: bool | None = None
     only: tuple[str, ...] | None = None
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
+    profile: str | None = None
 
     def over(self, other: Choices) -> Choices:
         """These choices, and the other's where these are silent."""
@@ -71,7 +75,10 @@ DEFAULTS = Choices(
     calib_samples=128,
     calib_length=2048,
     calib_inputs="quantized",
+    dtype="keep",
     target="portable",
+    bias="inside",
+    merge=False,
     single_file=False,
     only=(),
     include=(),
@@ -81,6 +88,7 @@ DEFAULTS = Choices(
 PATTERN_LISTS = ("only", "include", "exclude")
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
+    "profile": (str,),
     "scheme": (str,),
     "group_size": (int, str),
     "symmetric": (bool,),
@@ -97,7 +105,10 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "calib_length": (int,),
     "calib_inputs": (str,),
     "embedding_bits": (int,),
+    "dtype": (str,),
     "target": (str,),
+    "bias": (str,),
+    "merge": (bool,),
     "single_file": (bool,),
     **dict.fromkeys(PATTERN_LISTS, (str, list, tuple)),
     "keep_float": (bool,),

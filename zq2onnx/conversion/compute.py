@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from zq2onnx.conversion.stored import stored_array
 from zq2onnx.errors import UserError
 from zq2onnx.numerics import packing
 from zq2onnx.numerics.calibrated import Evidence
 from zq2onnx.numerics.quantize import QuantizedWeight as Numbers
 from zq2onnx.numerics.quantize import quantize_weight
 from zq2onnx.passes.planned import Form, Part, PlannedTensor, QuantizedWeight
-from zq2onnx.storage import mapped
 
 NARROW_BITS = {
     ir.DataType.UINT4: 4,
@@ -95,9 +95,12 @@ def not_finite(weight: QuantizedWeight, node: str, count: int) -> UserError:
 
 
 def float_matrix(weight: QuantizedWeight) -> np.ndarray:
-    """The float weight as `[N, K]`, in the values that its node reads."""
+    """The float weight as `[N, K]`, in the values that the input's node reads.
+
+    A weight that the conversion has in another float type is taken as it is stored, unrounded.
+    """
     view = weight.view
-    stored = mapped.tensor_array(view.tensor)
+    stored = stored_array(view.tensor)
     matrix = stored.reshape(view.n, view.k) if view.transposed else stored.reshape(view.k, view.n).T
     if view.dtype != view.tensor.dtype and view.dtype is not ir.DataType.FLOAT:
         matrix = matrix.astype(view.dtype.numpy())

@@ -1,6 +1,6 @@
 """What was asked for, resolved and checked: which choice wins, and which go together.
 
-Precedence: command line (or Python arguments), recipe, default.
+Precedence: command line (or Python arguments), recipe, profile, default.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from zq2onnx.conversion.choices import (
     scheme_fields,
 )
 from zq2onnx.conversion.loading import naming
+from zq2onnx.conversion.profiles import Applied, apply_profile, find_profile
 from zq2onnx.conversion.recipe import read_recipe
 from zq2onnx.errors import UserError
 from zq2onnx.passes.select_nodes import NodeRule, Policy
 from zq2onnx.scheme import (
     Activation,
+    BiasPlace,
     Clip,
     Compensation,
+    FloatType,
     Method,
     Objective,
     Scheme,
@@ -88,12 +91,27 @@ class CalibrationOptions:
 
 @dataclass(frozen=True)
 class Options:
-    """Choices resolved and checked."""
+    """Choices resolved and checked.
+
+    Attributes:
+        policy: which nodes are quantized, and how.
+        target: what the rewritten nodes are written as.
+        single_file: whether weights are in the model file.
+        calibration: how calibration data is used; None without.
+        dtype: the float type.
+        bias: where a portable node's bias is added.
+        merge: whether products of one input become one.
+        profile: what stands behind what was said; None without one.
+    """
 
     policy: Policy
     target: Target
     single_file: bool
     calibration: CalibrationOptions | None = None
+    dtype: FloatType = FloatType.KEEP
+    bias: BiasPlace = BiasPlace.INSIDE
+    merge: bool = False
+    profile: Applied | None = None
 
     @property
     def schemes(self) -> list[Scheme]:
@@ -107,10 +125,14 @@ class Options:
         embedding = self.policy.embedding
         int8 = any(scheme.activation is Activation.A8 for scheme in self.schemes)  # in a rule alone, maybe
         return {
+            "profile": None if self.profile is None else self.profile.profile.name,
             **self.policy.scheme.describe(),
             "act-granularity": self.policy.scheme.act_granularity.value if int8 else None,
             "embedding-bits": None if embedding is None else embedding.bits,
+            "dtype": self.dtype.value,
             "target": self.target.value,
+            "bias": self.bias.value,
+            "merge": self.merge,
             "single-file": self.single_file,
             **({} if self.calibration is None else self.calibration.describe()),
             "only": list(self.policy.only),
@@ -124,7 +146,7 @@ class Options:
 
 
 def resolve(said: Choices, recipe: Path | None, calibrated: bool = False) -> Options:
-    """Put command line, recipe and defaults together.
+    """Put command line, recipe, profile and defaults together.
 
     Args:
         said: on the command line.
@@ -145,7 +167,12 @@ def resolve(said: Choices, recipe: Path | None, calibrated: bool = False) -> Opt
     if recipe is not None:
         with naming(recipe):
             _options(in_recipe.over(DEFAULTS), (), calibrated)
-    options = _options(said.over(in_recipe).over(DEFAULTS), rules, calibrated)
+    said = said.over(in_recipe)
+    profile = None if said.profile is None else apply_profile(said.profile, said)
+    behind = DEFAULTS if profile is None else profile.profile.choices.over(DEFAULTS)
+    options = dataclasses.replace(_options(said.over(behind), rules, calibrated), profile=profile)
+    if profile is not None:
+        profile.check(options.target)
     for scheme in options.schemes:
         check_scheme(scheme, options)
     return options
@@ -194,6 +221,8 @@ def _by_default(choices: Choices, calibrated: bool) -> Choices:
 
 def _options(choices: Choices, rules: tuple[NodeRule, ...], calibrated: bool) -> Options:
     """Options of choices in which nothing that has a default is silent."""
+    if choices.profile is not None:
+        find_profile(choices.profile)
     choices = _by_default(choices, calibrated)
     scheme = Scheme(**scheme_fields(vars(choices)))
     embedding = None
@@ -218,4 +247,12 @@ def _options(choices: Choices, rules: tuple[NodeRule, ...], calibrated: bool) ->
     only, include, exclude = (tuple(getattr(choices, key) or ()) for key in PATTERN_LISTS)
     policy = Policy(scheme, only, include, exclude, rules, embedding)
     target = parse_choice(Target, choices.target or "", "target")
-    return Options(policy, target, bool(choices.single_file), calibration if calibrated else None)
+    return Options(
+        policy,
+        target,
+        bool(choices.single_file),
+        calibration if calibrated else None,
+        parse_choice(FloatType, choices.dtype or "", "float type"),
+        parse_choice(BiasPlace, choices.bias or "", "place of the bias"),
+        bool(choices.merge),
+    )

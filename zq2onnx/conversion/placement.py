@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from zq2onnx.opset import GROUP_KEY
-from zq2onnx.passes.planned import FACTORS, PlannedTensor, QuantizedWeight
-from zq2onnx.storage import mapped
+from zq2onnx.passes.planned import FACTORS, PlannedTensor, QuantizedWeight, storage
 from zq2onnx.storage.plan import Section
 
 INLINE_LIMIT = 1024
@@ -139,9 +138,7 @@ def _reader(value: ir.Value) -> str:
 def _plan_copy(
     plan: Plan, copies: dict[tuple[object, ...], str], value: ir.Value, tensor: ir.TensorProtocol
 ) -> None:
-    key: tuple[object, ...] = (id(tensor),)
-    if isinstance(tensor, ir.ExternalTensor):
-        key = mapped.external_region(tensor)
+    key = storage(tensor)
     if key not in copies:
         name = value.name or f"tensor_{len(plan.tasks)}"
         while name in plan.data.regions:

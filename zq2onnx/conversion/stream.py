@@ -15,9 +15,11 @@ import threadpoolctl
 
 from zq2onnx.conversion.compute import Computed, Facts, compute_weight
 from zq2onnx.conversion.placement import Compute, Copy, Plan
+from zq2onnx.conversion.stored import stored_digest, written_chunks
 from zq2onnx.numerics.calibrated import Evidence
 from zq2onnx.numerics.grid import Float32Array
 from zq2onnx.passes.planned import FACTORS, PlannedTensor, QuantizedWeight
+from zq2onnx.passes.recast import RecastTensor
 from zq2onnx.storage import mapped
 from zq2onnx.storage.journal import Entry, Journal
 from zq2onnx.storage.output import OutputFiles, write_region
@@ -110,7 +112,7 @@ class Writer:
         content = hashlib.sha256()
         offset = region.offset
         end = region.offset + region.length
-        for chunk in mapped.tensor_chunks(task.tensor):
+        for chunk in written_chunks(task.tensor):
             if offset + chunk.nbytes > end:
                 raise ValueError(f"{task.name!r}: more bytes than its region of {region.length}")
             content.update(chunk)
@@ -118,11 +120,13 @@ class Writer:
             offset += chunk.nbytes
         if offset != end:
             raise ValueError(f"{task.name!r}: {offset - region.offset} bytes for a region of {region.length}")
-        return Entry(task.name, content.hexdigest(), content.hexdigest(), {})
+        written = content.hexdigest()
+        as_stored = not isinstance(task.tensor, RecastTensor)
+        return Entry(task.name, written if as_stored else stored_digest(task.tensor), written, {})
 
     def _compute(self, task: Compute, evidence: Evidence | None = None, note: str = "") -> Computed:
         """Quantize a weight, write its parts and record it."""
-        source = mapped.tensor_digest(task.source)
+        source = stored_digest(task.source)
         computed = compute_weight(task.weight, task.parts, task.node, evidence)
         facts = dataclasses.replace(computed.facts, note=computed.facts.note or note)
         output = hashlib.sha256()
@@ -150,7 +154,7 @@ class Writer:
     def _done_before(self, task: Copy | Compute) -> bool:
         """Whether an interrupted run left this task's bytes, whole, and computed from today's input."""
         entry = self.journal.entries.get(task.name)
-        if entry is None or entry.source != mapped.tensor_digest(task.source):
+        if entry is None or entry.source != stored_digest(task.source):
             return False
         output = hashlib.sha256()
         if isinstance(task, Copy):

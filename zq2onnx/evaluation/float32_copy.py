@@ -15,7 +15,8 @@ import onnx_ir as ir
 
 from zq2onnx.errors import UserError
 from zq2onnx.evaluation.model_file import all_nodes, initialized_values, read_model
-from zq2onnx.passes.widen import WidenToFloat32Pass, read_anew
+from zq2onnx.passes.recast import read_anew
+from zq2onnx.passes.widen import WidenToFloat32Pass
 
 _INLINE_BYTES = 1024
 

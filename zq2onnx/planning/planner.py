@@ -59,9 +59,11 @@ class Planner:
         output: Path,
     ) -> None:
         in_recipe = Choices() if recipe is None else read_recipe(recipe, calibrated=True)[0]
-        group = said.over(in_recipe).group_size
-        self._group = None if group is None else parse_granularity(group)
         self._found = survey(model, said, calib, tokenizer, recipe)
+        profile = self._found.options.profile
+        behind = Choices() if profile is None else profile.profile.choices
+        group = said.over(in_recipe).over(behind).group_size
+        self._group = None if group is None else parse_granularity(group)
         self._grid = make_grid(self._found, self._group)
         self._output = output
         self._alternatives: list[Alternatives] = []

@@ -84,7 +84,14 @@ def convert_within(
     given = None if recipe is None else Path(recipe)
     token_file = None if tokenizer is None else Path(tokenizer)
     said = Choices(**(choices or {}))  # type: ignore[arg-type]
-    files = OutputFiles(path, resolve(said, given, calibrated=True).single_file)
+    options = resolve(said, given, calibrated=True)
+    if options.merge:
+        raise UserError(
+            f"--budget {budget} with --merge",
+            "one of them",
+            "layers are planned each by itself, by their names",
+        )
+    files = OutputFiles(path, options.single_file)
     files.check(force or resume)
     parse_choice(CheckMode, str(run.get("check", "sample")), "check")
     told = steps or Steps()

@@ -1,0 +1,202 @@
+"""Tell the nodes that can compute in half precision from those that must stay float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from zq2onnx.errors import UserError
+from zq2onnx.passes.float_types import takes_type
+from zq2onnx.passes.trace_weights import GRAPH_TYPES, constant_tensor, is_standard
+
+REDUCTIONS = {
+    "CumSum",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMean",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+}
+"""Sums of many numbers, or of their squares: variances among them."""
+ANGULAR = {"Cos", "Sin"}
+ELEMENTWISE = {
+    "Abs",
+    "Add",
+    "Cast",
+    "Clip",
+    "Div",
+    "Identity",
+    "Max",
+    "Min",
+    "Mul",
+    "Neg",
+    "Pow",
+    "Reciprocal",
+    "Sqrt",
+    "Sub",
+    "Sum",
+}
+MOVING = {"Concat", "Expand", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+READ_AT_MOST = 1 << 12
+"""A constant of more numbers is no mask's filling, and is not read to see how large they are."""
+
+
+@dataclass
+class Precision:
+    """Which nodes of a float32 model compute in half precision.
+
+    Attributes:
+        narrow: these nodes; all others go on in float32.
+        huge: float32 values that may be beyond the half type's range, as masks of -3.4e38 are; those that
+            are infinite on purpose are not among them.
+    """
+
+    narrow: set[ir.Node] = field(default_factory=set)
+    huge: set[ir.Value] = field(default_factory=set)
+
+
+def is_float32(value: ir.Value | None) -> bool:
+    """Whether a value is a tensor of float32."""
+    return value is not None and isinstance(value.type, ir.TensorType) and value.dtype is ir.DataType.FLOAT
+
+
+def trace_precision(model: ir.Model, dtype: ir.DataType) -> Precision:
+    """Decide node by node, by what reaches it; weights are not read.
+
+    What descends from float inputs and from constant matrices (weights, tables, codes of quantized ones) is
+    *hidden*, and narrow, but for these, which stay float32:
+
+    - what is made of integers and single numbers alone: positions, rotary angles (float16 has no odd
+      integers beyond 2048), masks (of -3.4e38);
+    - what a Cast from half precision made: whoever wrote it wanted float32;
+    - reductions, what is made for them alone (squares), and what is computed with their results up to
+      where they meet the rest again: variances, norms;
+    - sines and cosines, and what is made for them alone;
+    - what an operator's schema does not allow; loops; calls of functions; sequences.
+
+    Args:
+        model: normalized, types of all values known.
+        dtype: float16 or bfloat16.
+
+    Raises:
+        UserError: the type of a hidden value is not known.
+    """
+    tracer = _Tracer(model.opset_imports.get("", 1), dtype)
+    tracer.hidden.update(value for value in model.graph.inputs if is_float32(value))
+    tracer.visit(model.graph)
+    tracer.spread_upwards(model.graph)
+    return tracer.found
+
+
+class _Tracer:
+    def __init__(self, version: int, dtype: ir.DataType) -> None:
+        self.version = version
+        self.dtype = dtype
+        self.limit = float(ml_dtypes.finfo(dtype.numpy()).max)
+        self.found = Precision()
+        self.hidden: set[ir.Value] = set()
+        self.reduced: set[ir.Value] = set()
+        """Results of reductions, and what is computed of them alone."""
+        self.demanding: set[ir.Node] = set()
+        """Nodes whose operands must not be rounded: reductions, sines, and what is made for them alone."""
+
+    def visit(self, graph: ir.Graph) -> None:
+        """Go through a graph in its order."""
+        for node in graph:
+            branches = _subgraphs(node) if is_standard(node, "If") else []
+            for branch in branches:
+                self.visit(branch)
+            made = any(value in self.hidden for branch in branches for value in branch.outputs)
+            made |= is_standard(node, "DequantizeLinear") and constant_tensor(node.inputs[0]) is not None
+            if made or any(self._is_hidden(value) for value in _reads(node)):
+                self._visit_hidden(node)
+            elif any(self._is_huge(value) for value in node.inputs):
+                self.found.huge.update(node.outputs)
+
+    def _is_hidden(self, value: ir.Value) -> bool:
+        if value in self.hidden:
+            return True
+        tensor = constant_tensor(value)
+        return (
+            is_float32(value) and tensor is not None and sum(size != 1 for size in tensor.shape.numpy()) >= 2
+        )
+
+    def _is_huge(self, value: ir.Value | None) -> bool:
+        tensor = constant_tensor(value)
+        if value is None or tensor is None or not is_float32(value) or tensor.size > READ_AT_MOST:
+            return value in self.found.huge
+        size = np.abs(tensor.numpy())
+        return bool(np.any((size > self.limit) & np.isfinite(size)))
+
+    def _visit_hidden(self, node: ir.Node) -> None:
+        if any(value.dtype is None and value.uses() for value in node.outputs):
+            raise UserError(
+                f"node {node.name!r} ({node.op_type}): the type of its result is not known",
+                "a model whose values' types can be inferred",
+                "convert it without --dtype",
+            )
+        if is_standard(node, "Cast") and not is_float32(node.inputs[0]):
+            return
+        self.hidden.update(filter(is_float32, node.outputs))
+        if self._must_stay(node) or not _is_plain(node):
+            return
+        if takes_type(node, self.version, self.dtype) is not None:
+            self.found.narrow.add(node)
+
+    def _must_stay(self, node: ir.Node) -> bool:
+        """Whether a node is a reduction, or of what belongs to one; notes what is reduced."""
+        if is_standard(node, *ANGULAR, *REDUCTIONS):
+            self.demanding.add(node)
+            self.reduced.update(node.outputs if is_standard(node, *REDUCTIONS) else ())
+            return True
+        floats = [value for value in node.inputs if value is not None and value in self.hidden]
+        if not is_standard(node, *ELEMENTWISE, *MOVING) or self.reduced.isdisjoint(floats):
+            return False
+        if self.reduced.issuperset(floats):
+            self.reduced.update(node.outputs)
+        return True
+
+    def spread_upwards(self, graph: ir.Graph) -> None:
+        """Let stay float32 what is made for demanding nodes alone."""
+        for node in reversed(graph):
+            for branch in _subgraphs(node):
+                self.spread_upwards(branch)
+            readers = [reader for value in node.outputs for reader in value.consumers()]
+            if (
+                node in self.found.narrow
+                and is_standard(node, *ELEMENTWISE, *MOVING)
+                and readers
+                and self.demanding.issuperset(readers)
+                and not any(value.is_graph_output() for value in node.outputs)
+            ):
+                self.found.narrow.discard(node)
+                self.demanding.add(node)
+
+
+def _subgraphs(node: ir.Node) -> list[ir.Graph]:
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type in GRAPH_TYPES and not attribute.is_ref():
+            found += [attribute.value] if attribute.type is ir.AttributeType.GRAPH else attribute.value
+    return found
+
+
+def _reads(node: ir.Node) -> list[ir.Value]:
+    """What a node reads, in its subgraphs too."""
+    inner = [each for graph in _subgraphs(node) for each in graph.all_nodes()]
+    return [value for each in (node, *inner) for value in each.inputs if value is not None]
+
+
+def _is_plain(node: ir.Node) -> bool:
+    """Whether a node computes with tensors alone, in no graph of its own but an If's branches."""
+    values = (*node.inputs, *node.outputs)
+    plain = all(
+        value is None or value.type is None or isinstance(value.type, ir.TensorType) for value in values
+    )
+    return plain and (is_standard(node, "If") or not _subgraphs(node))
