@@ -17,6 +17,7 @@ from tests.runtime.fused import check, model_of, needs_library, node_types, open
 from zq2onnx.opset import OPERATORS
 from zq2onnx.runtime import InferenceSession
 from zq2onnx.runtime.library import describe, library_file, registered_operators
+from zq2onnx.runtime.session import wishes_for
 
 pytestmark = needs_library
 
@@ -98,6 +99,31 @@ def test_one_session_runs_in_threads() -> None:
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda a: session.run(None, {"A": a})[0], tokens))
     assert all(np.array_equal(*pair) for pair in zip(alone, together, strict=True))
+
+
+CUDA, CPU, TENSORRT = (f"{name}ExecutionProvider" for name in ("CUDA", "CPU", "Tensorrt"))
+
+
+@pytest.mark.parametrize(
+    ("providers", "wishes"),
+    [
+        (None, {"provider": "cpu"}),
+        ([], {"provider": "cpu"}),
+        ([CPU], {"provider": "cpu"}),
+        (["AzureExecutionProvider", CPU], {"provider": "cpu"}),
+        ([(CUDA, {"device_id": 1}), CPU], {"provider": "cuda"}),
+        ([TENSORRT, CUDA, CPU], {"provider": "cuda"}),
+        ([TENSORRT, CPU], {"ops": []}),
+        ([("DmlExecutionProvider", {}), CPU], {"ops": []}),
+    ],
+)
+def test_what_is_registered_follows_from_the_providers(
+    providers: list[Any] | None, wishes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ZQ2ONNX_PROVIDER", raising=False)
+    assert wishes_for(providers, ort.SessionOptions()) == wishes
+    monkeypatch.setenv("ZQ2ONNX_PROVIDER", "cuda")  # counts where the session says nothing
+    assert wishes_for(providers, ort.SessionOptions()) == (wishes if providers else {})
 
 
 PAYING = tuple(
