@@ -97,6 +97,17 @@ def test_a_kind_that_is_not_known_is_refused(
     assert not (tmp_path / "served").exists()
 
 
+def test_what_ends_the_process_that_tries_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(dying))
+    assert packaged(zoo.model("tiny-cache"), tmp_path / "served") == 2
+    assert "onnxruntime-extensions dies of it (SIGSEGV); required: a kind" in capsys.readouterr().err
+
+
 def test_another_decoder_is_refused(
     foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

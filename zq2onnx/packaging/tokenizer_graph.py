@@ -10,12 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
 from zq2onnx.errors import UserError
-from zq2onnx.runtime.providers import require_onnxruntime
+from zq2onnx.packaging.tokenizer_trial import try_graphs
 from zq2onnx.text import read_tokenizer
 
 _DOMAIN = "ai.onnx.contrib"
@@ -107,31 +106,15 @@ def _model(taken: ir.Value, node: ir.Node, dtype: ir.DataType, shape: list[Any],
 
 
 def _check(file: Path, tokenizer: Tokenizer, encoder: bytes, decoder: bytes) -> None:
-    encode, decode = _session(file, encoder), _session(file, decoder)
-    for probe in _PROBES:
-        ids = tokenizer.encode(probe).ids
-        try:
-            found = encode.run(None, {"text": np.array([probe], object)})[0][0].tolist()
-            text = str(decode.run(None, {"ids": np.array(ids, np.int64)})[0][0])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class but this
-            raise _unknown(file, f"fails on {probe!r}: {error}") from error
+    wanted = [tokenizer.encode(probe).ids for probe in _PROBES]
+    answers = try_graphs(encoder, decoder, _PROBES, wanted)
+    if isinstance(answers, str):
+        raise _unknown(file, answers)
+    for probe, ids, (found, text) in zip(_PROBES, wanted, answers, strict=True):
         if found != ids:
             raise _unknown(file, f"encodes {probe!r} as {found[:8]}, the tokenizer as {ids[:8]}")
         if text != tokenizer.decode(ids):
             raise _unknown(file, f"decodes {text!r}, the tokenizer {tokenizer.decode(ids)!r}")
-
-
-def _session(file: Path, model: bytes) -> Any:
-    ort = require_onnxruntime()
-    from onnxruntime_extensions import get_library_path
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.register_custom_ops_library(get_library_path())
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # likewise
-        raise _unknown(file, f"does not take it: {error}") from error
 
 
 def _unknown(file: Path, what: str) -> UserError:
