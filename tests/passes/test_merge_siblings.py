@@ -11,9 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from tests import zoo
-from tests.evaluation.past import cached_model
 from tests.passes.hand_made import SCHEME, candidates, graph, rand, structure
-from tests.passes.test_narrow import _feeds
 from zq2onnx.conversion.loading import load
 from zq2onnx.passes.joined import JoinedTensor
 from zq2onnx.passes.merge_siblings import MergeSiblingsPass
@@ -174,14 +172,15 @@ def test_weights_are_not_read_before_they_are_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "products"), [("opt", 2), ("llama", 4), ("kv-llama", 4), ("opt-torchscript-17", 2), ("gpt2", 0)]
+    ("name", "products"),
+    [("opt", 2), ("llama", 4), ("llama-cache", 4), ("opt-torchscript-17", 2), ("gpt2", 0)],
 )
 def test_exported_models_compute_the_same(name: str, products: int, tmp_path: Path) -> None:
-    path = cached_model(name[3:]) if name.startswith("kv-") else zoo.model(name)
+    path = zoo.model(name)
     model = load(path).model
     NormalizePass()(model)
     assert merged(model) == {}
     assert sum(node.op_type == "Split" and "+" in (node.name or "") for node in model.graph) == products
-    feeds = _feeds(path, ir.to_proto(model))
+    feeds = zoo.feeds(path, past=3 if name.endswith("-cache") else 0)
     for got, expected in zip(run(model, feeds, tmp_path), zoo.run(path, feeds), strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

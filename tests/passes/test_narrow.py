@@ -12,7 +12,6 @@ import pytest
 from onnx import ModelProto
 
 from tests import zoo
-from tests.evaluation.past import cached_model
 from tests.passes.hand_made import graph, proto, rand, structure
 from zq2onnx.conversion.loading import load
 from zq2onnx.errors import UserError
@@ -230,32 +229,25 @@ def test_weights_are_not_read_and_come_back_whole(tmp_path: Path) -> None:
     assert recast(weight, FLOAT) is source
 
 
-@pytest.mark.parametrize("name", ["opt", "llama", "opt-torchscript-13", "kv-opt", "kv-llama"])
+@pytest.mark.parametrize("name", ["opt", "llama", "opt-torchscript-13", "opt-cache", "llama-cache"])
 def test_exported_models_are_near_the_float_model(name: str, tmp_path: Path) -> None:
-    path = cached_model(name[3:]) if name.startswith("kv-") else zoo.model(name)
+    path = zoo.model(name)
     model = load(path).model
     NormalizePass()(model)
     made = narrowed(model)
-    feeds = _feeds(path, made)
+    feeds = _feeds(path)
     halves = {
         key: value.astype(np.float16) if value.dtype == np.float32 else value for key, value in feeds.items()
     }
     for got, expected in zip(run(made, halves, tmp_path), zoo.run(path, feeds), strict=True):
         assert got.dtype == np.float16
-        if not name.startswith("kv-"):  # what a padded token attends to, all masked, means nothing
+        if not name.endswith("-cache"):  # what a padded token attends to, all masked, means nothing
             got, expected = got[feeds["attention_mask"] == 1], expected[feeds["attention_mask"] == 1]
         np.testing.assert_allclose(got, expected, rtol=0, atol=5e-3 * np.abs(expected).max())
 
 
-def _feeds(path: Path, model: ModelProto) -> dict[str, np.ndarray]:
+def _feeds(path: Path) -> dict[str, np.ndarray]:
     """Two sequences of seven tokens, one padded; behind a past of three."""
-    rng = np.random.default_rng(0)
-    past = 3 if any("past" in value.name for value in model.graph.input) else 0
-    mask = np.ones((2, 7 + past), np.int64)
-    mask[0, :2] = 0
-    feeds = {"input_ids": rng.integers(4, zoo.VOCABULARY, (2, 7)), "attention_mask": mask}
-    for value in model.graph.input:
-        if "past" in value.name:
-            shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            feeds[value.name] = rng.standard_normal((2, shape[1], past, shape[3])).astype(np.float32)
+    feeds = zoo.feeds(path, past=3 if "-cache" in path.parent.name else 0)
+    feeds["attention_mask"][0, :2] = 0
     return feeds
