@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import ml_dtypes
-import numpy as np
 import onnx_ir as ir
 
 from zq2onnx.errors import UserError
 from zq2onnx.passes.float_types import takes_type
-from zq2onnx.passes.trace_weights import GRAPH_TYPES, constant_tensor, is_standard
+from zq2onnx.passes.trace_huge import reads, subgraphs, trace_huge
+from zq2onnx.passes.trace_weights import constant_tensor, is_standard
 
 REDUCTIONS = {
     "CumSum",
@@ -43,8 +42,6 @@ ELEMENTWISE = {
     "Sum",
 }
 MOVING = {"Concat", "Expand", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-READ_AT_MOST = 1 << 12
-"""A constant of more numbers is no mask's filling, and is not read to see how large they are."""
 
 
 @dataclass
@@ -53,8 +50,7 @@ class Precision:
 
     Attributes:
         narrow: these nodes; all others go on in float32.
-        huge: float32 values that may be beyond the half type's range, as masks of -3.4e38 are; those that
-            are infinite on purpose are not among them.
+        huge: float32 values that may be beyond the half type's range, as masks of -3.4e38 are.
     """
 
     narrow: set[ir.Node] = field(default_factory=set)
@@ -91,6 +87,7 @@ def trace_precision(model: ir.Model, dtype: ir.DataType) -> Precision:
     tracer.hidden.update(value for value in model.graph.inputs if is_float32(value))
     tracer.visit(model.graph)
     tracer.spread_upwards(model.graph)
+    tracer.found.huge = trace_huge(model.graph, tracer.found.narrow, dtype)
     return tracer.found
 
 
@@ -98,7 +95,6 @@ class _Tracer:
     def __init__(self, version: int, dtype: ir.DataType) -> None:
         self.version = version
         self.dtype = dtype
-        self.limit = float(ml_dtypes.finfo(dtype.numpy()).max)
         self.found = Precision()
         self.hidden: set[ir.Value] = set()
         self.reduced: set[ir.Value] = set()
@@ -109,15 +105,13 @@ class _Tracer:
     def visit(self, graph: ir.Graph) -> None:
         """Go through a graph in its order."""
         for node in graph:
-            branches = _subgraphs(node) if is_standard(node, "If") else []
+            branches = subgraphs(node) if is_standard(node, "If") else []
             for branch in branches:
                 self.visit(branch)
             made = any(value in self.hidden for branch in branches for value in branch.outputs)
             made |= is_standard(node, "DequantizeLinear") and constant_tensor(node.inputs[0]) is not None
-            if made or any(self._is_hidden(value) for value in _reads(node)):
+            if made or any(self._is_hidden(value) for value in reads(node)):
                 self._visit_hidden(node)
-            elif any(self._is_huge(value) for value in node.inputs):
-                self.found.huge.update(node.outputs)
 
     def _is_hidden(self, value: ir.Value) -> bool:
         if value in self.hidden:
@@ -126,13 +120,6 @@ class _Tracer:
         return (
             is_float32(value) and tensor is not None and sum(size != 1 for size in tensor.shape.numpy()) >= 2
         )
-
-    def _is_huge(self, value: ir.Value | None) -> bool:
-        tensor = constant_tensor(value)
-        if value is None or tensor is None or not is_float32(value) or tensor.size > READ_AT_MOST:
-            return value in self.found.huge
-        size = np.abs(tensor.numpy())
-        return bool(np.any((size > self.limit) & np.isfinite(size)))
 
     def _visit_hidden(self, node: ir.Node) -> None:
         if any(value.dtype is None and value.uses() for value in node.outputs):
@@ -165,7 +152,7 @@ class _Tracer:
     def spread_upwards(self, graph: ir.Graph) -> None:
         """Let stay float32 what is made for demanding nodes alone."""
         for node in reversed(graph):
-            for branch in _subgraphs(node):
+            for branch in subgraphs(node):
                 self.spread_upwards(branch)
             readers = [reader for value in node.outputs for reader in value.consumers()]
             if (
@@ -179,24 +166,10 @@ class _Tracer:
                 self.demanding.add(node)
 
 
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    found: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type in GRAPH_TYPES and not attribute.is_ref():
-            found += [attribute.value] if attribute.type is ir.AttributeType.GRAPH else attribute.value
-    return found
-
-
-def _reads(node: ir.Node) -> list[ir.Value]:
-    """What a node reads, in its subgraphs too."""
-    inner = [each for graph in _subgraphs(node) for each in graph.all_nodes()]
-    return [value for each in (node, *inner) for value in each.inputs if value is not None]
-
-
 def _is_plain(node: ir.Node) -> bool:
     """Whether a node computes with tensors alone, in no graph of its own but an If's branches."""
     values = (*node.inputs, *node.outputs)
     plain = all(
         value is None or value.type is None or isinstance(value.type, ir.TensorType) for value in values
     )
-    return plain and (is_standard(node, "If") or not _subgraphs(node))
+    return plain and (is_standard(node, "If") or not subgraphs(node))

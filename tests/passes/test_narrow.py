@@ -206,12 +206,14 @@ def test_a_type_that_cannot_be_told_is_an_error() -> None:
 def test_numbers_beyond_the_range_and_next_to_zero() -> None:
     given = np.array([1e5, -1e5, -np.inf, 1e-9, np.nan, 0.5], np.float32)
     np.testing.assert_array_equal(
-        recast_array(given, FP16), np.array([65504, -65504, -np.inf, 0, np.nan, 0.5], np.float16)
+        recast_array(given, FP16), np.array([32752, -32752, -np.inf, 0, np.nan, 0.5], np.float16)
     )
     (least,) = recast_array(np.array([-1e-12], np.float32), FP16)
     assert least == -np.finfo(np.float16).smallest_subnormal
     greatest = recast_array(np.array([LEAST, 1.0], np.float32), BF16).astype(np.float32)
-    np.testing.assert_array_equal(greatest, np.array([-3.3895314e38, 1.0], np.float32))
+    np.testing.assert_array_equal(greatest, np.array([-3.3895314e38 / 2, 1.0], np.float32))
+    masks = np.array([np.finfo(np.float16).min, -60000], np.float32)
+    np.testing.assert_array_equal(recast_array(masks, FP16), np.array([-32752, -60000], np.float16))
 
 
 def test_weights_are_not_read_and_come_back_whole(tmp_path: Path) -> None:
