@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
-from zq2onnx.passes.float_types import CONTRIBUTED, takes_type
+from zq2onnx.passes.float_types import takes_type
+from zq2onnx.passes.infer_types import infer_types
 from zq2onnx.passes.recast import far, recast
 from zq2onnx.passes.rewrite import unused
 from zq2onnx.passes.trace_precision import Precision, is_float32, trace_precision
@@ -46,21 +46,9 @@ class NarrowFloatsPass(ir.passes.InPlacePass):
         self.dtype = dtype
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        _infer_types(model)
+        infer_types(model)
         found = trace_precision(model, self.dtype)
         return ir.passes.PassResult(model, _Rewriting(model, found, self.dtype).run())
-
-
-def _infer_types(model: ir.Model) -> None:
-    """Fill in the types that a file does not tell; ONNX Runtime's own operators' are their inputs'."""
-    for _ in range(2):
-        unknown = [node for node in all_nodes(model) if any(value.dtype is None for value in node.outputs)]
-        if unknown:
-            common.ShapeInferencePass()(model)
-        for node in unknown:
-            if node.op_type in CONTRIBUTED and any(map(is_float32, node.inputs)):
-                for value in node.outputs:
-                    value.type = value.type or ir.TensorType(FLOAT)
 
 
 class _Rewriting:
