@@ -12,7 +12,7 @@ import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from tests.passes.hand_made import graph, proto, rand
-from tests.passes.test_narrow import FLOAT, FP16, NORM, NORM_WEIGHTS, narrowed, types
+from tests.passes.test_narrow import BF16, FLOAT, FP16, NORM, NORM_WEIGHTS, narrowed, types
 from zq2onnx.errors import UserError
 from zq2onnx.passes.narrow import NarrowFloatsPass
 
@@ -97,16 +97,20 @@ def test_a_table_that_others_read_too_is_not_of_angles_alone() -> None:
 
 
 def test_a_normalization_whose_mean_is_used_is_float32() -> None:
+    """Mean and deviation are float32 by `stash_type`, also where the schema allows bfloat16."""
     text = (
         "g (float[2, 64] x) => (float[2, 64] y)"
         " { n, mean, i = LayerNormalization (x, gamma) p = Mul(n, i) y = Identity(p) }"
     )
-    model = agree(text, WEIGHTS, {"x": rand(2, 64)})
-    assert types(model)["n"] is FLOAT
-    alone = graph(text.replace("Mul(n, i)", "Neg(n)"), {"gamma": rand(64)})
-    RemoveUnusedNodesPass()(alone)  # as NormalizePass does, the outputs too that nobody reads
-    narrowed(alone)
-    assert types(alone)["n"] is FP16
+    for dtype in (FP16, BF16):
+        model, alone = (
+            graph(each, {"gamma": rand(64)}) for each in (text, text.replace("Mul(n, i)", "Neg(n)"))
+        )
+        narrowed(model, dtype)
+        assert types(model)["n"] is FLOAT
+        RemoveUnusedNodesPass()(alone)  # as NormalizePass does, the outputs too that nobody reads
+        narrowed(alone, dtype)
+        assert types(alone)["n"] is dtype
 
 
 CHAIN = " ".join(f"h{i} = MatMul(g{i}, w) g{i + 1} = com.microsoft.Gelu(h{i})" for i in range(4))
