@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from zq2onnx.errors import UserError
 from zq2onnx.passes.float_types import is_contributed
-from zq2onnx.passes.trace_weights import all_nodes
+from zq2onnx.passes.trace_huge import subgraphs
+from zq2onnx.passes.trace_weights import all_nodes, is_standard
 
+SEQUENCES = {
+    "SequenceConstruct",
+    "SequenceEmpty",
+    "SequenceErase",
+    "SequenceInsert",
+    "SequenceMap",
+    "SplitToSequence",
+}
+"""What makes sequences."""
 _LOGGER = logging.getLogger("onnx_ir.passes.common.shape_inference")
 
 
@@ -27,6 +38,7 @@ def infer_types(model: ir.Model) -> None:
     while (unknown := _unknown(model)) and len(unknown) != before:
         before = len(unknown)
         reason = _infer(model) and _infer_without_shapes(model)
+        _mend_sequences(unknown)
         for node in unknown:
             called = node.op_identifier() in model.functions
             floats = any(value is not None and value.dtype is ir.DataType.FLOAT for value in node.inputs)
@@ -39,6 +51,25 @@ def infer_types(model: ir.Model) -> None:
             "a model whose values' types can be inferred",
             "convert it without --dtype",
         )
+
+
+def _mend_sequences(nodes: Sequence[ir.Node]) -> None:
+    """Give sequences their type: onnx-ir takes over that of their elements."""
+    for node in reversed(nodes):  # what is in a node's graphs comes behind it
+        if is_standard(node, *SEQUENCES):
+            for value in node.outputs:
+                kind = ir.TensorType(value.dtype) if value.dtype is not None else None
+                value.type = kind and ir.SequenceType(kind)
+        elif is_standard(node, "If"):
+            _take_over(node, subgraphs(node)[0].outputs)
+        elif is_standard(node, "Loop"):  # the first is whether it goes on; then what is carried
+            _take_over(node, subgraphs(node)[0].outputs[1 : len(node.inputs) - 1])
+
+
+def _take_over(node: ir.Node, made: Sequence[ir.Value]) -> None:
+    for value, inner in zip(node.outputs, made, strict=False):
+        if inner.type is not None and not isinstance(inner.type, ir.TensorType):
+            value.type = inner.type
 
 
 def _unknown(model: ir.Model) -> list[ir.Node]:

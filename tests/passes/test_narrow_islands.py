@@ -5,6 +5,8 @@ Through onnx.reference, which rounds after each node; ONNX Runtime's CPU kernels
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx.reference
 import onnx_ir as ir
@@ -12,7 +14,7 @@ import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from tests.passes.hand_made import graph, proto, rand
-from tests.passes.test_narrow import BF16, FLOAT, FP16, NORM, NORM_WEIGHTS, narrowed, types
+from tests.passes.test_narrow import BF16, FLOAT, FP16, NORM, NORM_WEIGHTS, narrowed, run, types
 from zq2onnx.errors import UserError
 from zq2onnx.passes.narrow import NarrowFloatsPass
 
@@ -111,6 +113,29 @@ def test_a_normalization_whose_mean_is_used_is_float32() -> None:
         RemoveUnusedNodesPass()(alone)  # as NormalizePass does, the outputs too that nobody reads
         narrowed(alone, dtype)
         assert types(alone)["n"] is dtype
+
+
+def test_an_if_that_makes_a_sequence_too_is_float32(tmp_path: Path) -> None:
+    text = """
+      g (float[2, 64] x, bool on) => (float[2, 64] y) {
+        h = Neg (x)
+        a, s = If (on) <
+          then_branch = t () => (float[2, 64] b, seq(float[2, 64]) p)
+            { b = Relu (h) p = SequenceConstruct (h) },
+          else_branch = e () => (float[2, 64] c, seq(float[2, 64]) q)
+            { c = Abs (h) q = SequenceConstruct (h, h) }
+        >
+        f = SequenceAt (s, last)
+        y = Add (a, f)
+      }
+    """
+    model = graph(text, {"last": np.array(-1)})
+    made = narrowed(model)
+    assert types(model)["a"] is FLOAT and types(model)["f"] is FLOAT and types(model)["h"] is FP16
+    x = rand(2, 64, dtype=np.float16)
+    for on, branch in ((True, np.maximum(-x, 0)), (False, np.abs(x))):
+        got = run(made, {"x": x, "on": np.array(on)}, tmp_path)[0]
+        np.testing.assert_allclose(got, branch - x, rtol=0, atol=4e-3)
 
 
 CHAIN = " ".join(f"h{i} = MatMul(g{i}, w) g{i + 1} = com.microsoft.Gelu(h{i})" for i in range(4))
