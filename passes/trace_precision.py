@@ -204,12 +204,12 @@ def _is_square(node: ir.Node) -> bool:
 
 
 def _is_reduction(node: ir.Node) -> bool:
-    """Whether a node sums many numbers, or by an Einsum of one tensor with itself their squares."""
+    """Whether a node sums many numbers, or by an Einsum of one tensor, with itself too."""
     if not is_standard(node, "Einsum"):
         return is_standard(node, *REDUCTIONS)
     terms, _, result = node.attributes.get_string("equation", "").replace(" ", "").partition("->")
-    one, _, other = terms.partition(",")
-    return node.inputs[0] is node.inputs[-1] and one == other and set(result) < set(one)
+    operands = {*terms.split(",")}
+    return len({*node.inputs}) == len(operands) == 1 and set(result) < set(operands.pop())
 
 
 def _is_plain(node: ir.Node) -> bool:
