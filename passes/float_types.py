@@ -9,6 +9,8 @@ import onnx
 import onnx.defs
 import onnx_ir as ir
 
+from zq2onnx.passes.trace_weights import is_standard
+
 CONTRIBUTED = {
     "Attention",
     "BiasGelu",
@@ -32,6 +34,15 @@ CONTRIBUTED = {
 (SimplifiedLayerNormalization it has in ONNX's domain.)"""
 
 
+CONTRIBUTED_DOMAIN = "com.microsoft"
+
+
+def is_contributed(node: ir.Node) -> bool:
+    """Whether a node is an operator of `CONTRIBUTED`; one of that name may be a function of the model."""
+    inner = is_standard(node, "SimplifiedLayerNormalization")
+    return inner or (node.domain == CONTRIBUTED_DOMAIN and node.op_type in CONTRIBUTED)
+
+
 @functools.cache
 def _schema(domain: str, op_type: str, version: int) -> onnx.defs.OpSchema | None:
     try:
@@ -44,13 +55,14 @@ def takes_type(node: ir.Node, version: int, dtype: ir.DataType) -> tuple[bool, .
     """Which float inputs of a node may be of another float type; None where it cannot compute in that.
 
     Args:
-        node: of any domain; of those that are neither ONNX's nor in `CONTRIBUTED` nothing is known.
+        node: an operator of any domain; of those that are neither ONNX's nor in `CONTRIBUTED` nothing is
+            known.
         version: the opset of ONNX's domain.
         dtype: float16 or bfloat16.
     """
     schema = _schema(node.domain.removeprefix("ai.onnx"), node.op_type, version)
     if schema is None:
-        return (True,) * len(node.inputs) if node.op_type in CONTRIBUTED else None
+        return (True,) * len(node.inputs) if is_contributed(node) else None
     allowed = {each.type_param_str: set(each.allowed_type_strs) for each in schema.type_constraints}
     name = f"tensor({dtype.name.lower()})"
 

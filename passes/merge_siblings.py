@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -14,10 +15,13 @@ from zq2onnx.passes.candidates import EMBEDDING, MERGED_KEY, Candidate, find_can
 from zq2onnx.passes.joined import JoinedTensor, joined
 from zq2onnx.passes.lower_portable import is_vector_bias
 from zq2onnx.passes.planned import WeightView
-from zq2onnx.passes.rewrite import sweep
+from zq2onnx.passes.rewrite import sweep, unused
 from zq2onnx.passes.select_nodes import Selection
-from zq2onnx.passes.trace_weights import constant_tensor, is_standard, trace_constant
+from zq2onnx.passes.trace_weights import all_nodes, constant_tensor, is_standard, trace_constant
 from zq2onnx.scheme import Scheme
+
+MOST = 4
+"""So many at most become one: all have one branch of the same rank, which does the less for each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +49,11 @@ class _Sibling:
 class MergeSiblingsPass(ir.passes.InPlacePass):
     """Replaces `MatMul(x, W1)`, `MatMul(x, W2)`, .. with `Split(MatMul(x, [W1 W2 ..]))`, biases along.
 
-    Gemms become MatMuls. Those merge whose weights are to be quantized in the same way and have one type;
-    what keeps others from it is in `refused`. No weight is read (`JoinedTensor`). The merged node is named
-    after all, and is found by the names of each. Runs before the selection that is rewritten.
+    Gemms become MatMuls. Those merge whose weights are to be quantized in the same way and have one type,
+    `MOST` at a time, and that have no product of another input between them, as those of several layers have
+    that all read one encoder; what keeps others from it is in `refused`. No weight is read (`JoinedTensor`).
+    The merged node is named after all, and is found by the names of each. Runs before the selection that is
+    rewritten.
 
     Args:
         selection: which nodes are to be quantized, and how.
@@ -64,27 +70,42 @@ class MergeSiblingsPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         candidates = [each for each in find_candidates(model) if isinstance(each.view, WeightView)]
         readers = Counter(each.storage for each in candidates)
-        families: dict[tuple[ir.Value | None, int], list[Candidate]] = {}
-        for each in candidates:
-            if each.role != EMBEDDING:
-                families.setdefault((each.node.inputs[0], id(each.node.graph)), []).append(each)
+        taken = _names(model)
         modified = False
-        for family in families.values():
-            if len(family) > 1:
-                for siblings in self._mergeable(family, readers):
-                    _merge(siblings)
-                    modified = True
+        for run in self._runs([each for each in candidates if each.role != EMBEDDING]):
+            for siblings in self._mergeable(run, readers):
+                _merge(siblings, taken)
+                modified = True
         if modified:
             sweep(model)
         return ir.passes.PassResult(model, modified)
 
+    def _runs(self, products: list[Candidate]) -> Iterator[list[Candidate]]:
+        """The products of each input that follow one another; what is alone of several is refused."""
+        families: dict[tuple[ir.Value | None, int], list[list[Candidate]]] = {}
+        last = None
+        for each in products:
+            key = (each.node.inputs[0], id(each.node.graph))
+            if key != last:
+                families.setdefault(key, []).append([])
+            families[key][-1].append(each)
+            last = key
+        for runs in families.values():
+            for run in runs:
+                if len(run) > 1:
+                    yield run
+                elif len(runs) > 1 and run[0].node in self.selection.chosen:
+                    other = next(each[0].node.name for each in runs if each is not run)
+                    reason = f"{other} reads the same input, but products of others are between them"
+                    self.refused[run[0].node.name or ""] = reason
+
     def _mergeable(
-        self, family: list[Candidate], readers: Counter[tuple[object, ...] | None]
+        self, run: list[Candidate], readers: Counter[tuple[object, ...] | None]
     ) -> Iterator[list[_Sibling]]:
         """The products of one input that can be one, two or more at a time."""
         alike: dict[tuple[object, ...], list[_Sibling]] = {}
-        for candidate in family:
-            if candidate.node not in self.selection.chosen:
+        for candidate in run:
+            if candidate.node not in self.selection.chosen or candidate.merged:
                 continue  # its own reason is reported
             scheme = self.selection.chosen[candidate.node][1]
             found = _sibling(candidate, readers[candidate.storage] > 1)
@@ -93,10 +114,27 @@ class MergeSiblingsPass(ir.passes.InPlacePass):
             else:
                 alike.setdefault((scheme, found.view.dtype, found.view.tensor.dtype), []).append(found)
         for siblings in alike.values():
-            if len(siblings) > 1:
-                yield siblings
+            if len(siblings) == 1:
+                self.refused[siblings[0].name] = _alone(siblings[0], run, self.selection)
             else:
-                self.refused[siblings[0].name] = _alone(siblings[0], family, self.selection)
+                yield from _parts(siblings)
+
+
+def _parts(siblings: list[_Sibling]) -> Iterator[list[_Sibling]]:
+    """As few parts as hold `MOST` each, all of about one size."""
+    count = -(-len(siblings) // MOST)
+    bounds = [len(siblings) * part // count for part in range(count + 1)]
+    return (siblings[start:end] for start, end in pairwise(bounds))
+
+
+def _names(model: ir.Model) -> set[str]:
+    """The names of all nodes and values."""
+    names = {
+        value.name for graph in model.graphs() for value in (*graph.inputs, *graph.initializers.values())
+    }
+    for node in all_nodes(model):
+        names |= {node.name, *(value.name for value in node.outputs)}
+    return {name or "" for name in names}
 
 
 def _alone(sibling: _Sibling, family: list[Candidate], selection: Selection) -> str:
@@ -151,30 +189,34 @@ def _gemm(candidate: Candidate, view: WeightView) -> _Sibling | str:
     return _Sibling(candidate, view, constant_tensor(bias), node)
 
 
-def _merge(siblings: list[_Sibling]) -> None:
-    """Put one product and a Split in the place of several."""
+def _merge(siblings: list[_Sibling], taken: set[str]) -> None:
+    """Put one product and a Split in the place of several, under names that nothing else has."""
     first = siblings[0].candidate.node
     graph = first.graph
     assert isinstance(graph, ir.Graph)
-    name = joined([each.name for each in siblings])
+    name = unused(joined([each.name for each in siblings]), taken)
     weight = JoinedTensor([each.view for each in siblings])
+    weight.name = stem = unused(weight.name or "", taken)
     product = ir.node("MatMul", [first.inputs[0], _initializer(graph, weight)], name=name)
     product.metadata_props.update(first.metadata_props)
     product.metadata_props[MERGED_KEY] = json.dumps([each.candidate.texts for each in siblings])
     nodes = [product]
     if any(each.bias is not None for each in siblings):
-        bias = ir.tensor(np.concatenate([_bias(each) for each in siblings]), name=f"{weight.name}/bias")
-        nodes.append(ir.node("Add", [product.outputs[0], _initializer(graph, bias)], name=f"{name}/bias"))
-    sizes = ir.tensor(np.array([each.view.n for each in siblings]), name=f"{weight.name}/sizes")
+        bias = ir.tensor(
+            np.concatenate([_bias(each) for each in siblings]), name=unused(f"{stem}/bias", taken)
+        )
+        inputs = [product.outputs[0], _initializer(graph, bias)]
+        nodes.append(ir.node("Add", inputs, name=unused(f"{name}/bias", taken)))
+    sizes = ir.tensor(np.array([each.view.n for each in siblings]), name=unused(f"{stem}/sizes", taken))
     split = ir.node(
         "Split",
         [nodes[-1].outputs[0], _initializer(graph, sizes)],
         {"axis": -1},
         num_outputs=len(siblings),
-        name=f"{name}/split",
+        name=unused(f"{name}/split", taken),
     )
     for node in nodes:
-        node.outputs[0].name = f"{node.name}/output"
+        node.outputs[0].name = unused(f"{node.name}/output", taken)
         node.outputs[0].type = ir.TensorType(weight.dtype)
     graph.insert_before(first, [*nodes, split])
     for sibling, value in zip(siblings, split.outputs, strict=True):
@@ -188,8 +230,6 @@ def _bias(sibling: _Sibling) -> np.ndarray:
 
 
 def _initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
-    while tensor.name in graph.initializers:
-        tensor.name = f"{tensor.name}_"
     shape = ir.Shape(tensor.shape.numpy())
     value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
-from zq2onnx.passes.float_types import CONTRIBUTED, takes_type
-from zq2onnx.passes.recast import recast
+from zq2onnx.passes.float_types import takes_type
+from zq2onnx.passes.infer_types import infer_types
+from zq2onnx.passes.recast import far, recast
+from zq2onnx.passes.rewrite import unused
 from zq2onnx.passes.trace_precision import Precision, is_float32, trace_precision
 from zq2onnx.passes.trace_weights import all_nodes, constant_tensor, is_standard
 
@@ -27,8 +27,9 @@ class NarrowFloatsPass(ir.passes.InPlacePass):
 
     That is in inputs, outputs and weights, and in all nodes but those that `trace_precision` keeps in
     float32; a Cast is between. Inputs and outputs are then those of a model exported in that type. A
-    float32 value that may be beyond the type's range, a mask, is clipped before it is cast. Names
-    stay; weights are converted when they are read (`RecastTensor`), and quantized ones never.
+    float32 value that may be beyond the type's range, a mask, is clipped to half of it before it is
+    cast: it stays finite when a score is added. Names stay; weights are converted when they are read
+    (`RecastTensor`), and quantized ones never.
 
     (onnxruntime.transformers.float16 reads all weights, does not know bfloat16, and computes angles
     and variances in float16.)
@@ -45,21 +46,9 @@ class NarrowFloatsPass(ir.passes.InPlacePass):
         self.dtype = dtype
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        _infer_types(model)
+        infer_types(model)
         found = trace_precision(model, self.dtype)
         return ir.passes.PassResult(model, _Rewriting(model, found, self.dtype).run())
-
-
-def _infer_types(model: ir.Model) -> None:
-    """Fill in the types that a file does not tell; ONNX Runtime's own operators' are their inputs'."""
-    for _ in range(2):
-        unknown = [node for node in all_nodes(model) if any(value.dtype is None for value in node.outputs)]
-        if unknown:
-            common.ShapeInferencePass()(model)
-        for node in unknown:
-            if node.op_type in CONTRIBUTED and any(map(is_float32, node.inputs)):
-                for value in node.outputs:
-                    value.type = value.type or ir.TensorType(FLOAT)
 
 
 class _Rewriting:
@@ -75,11 +64,12 @@ class _Rewriting:
         self.dtype = dtype
         self.version = model.opset_imports.get("", 1)
         values = _all_values(model)
-        self.names = {value.name for value in values}
+        self.names = {value.name or "" for value in values}
         self.floats = {value for value in values if is_float32(value)}
         self.narrowed = {value for node in found.narrow for value in node.outputs if is_float32(value)}
         self.narrowed |= {value for value in model.graph.inputs if is_float32(value)}
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self.bounds: dict[float, ir.Value] = {}
 
     def run(self) -> bool:
         """Rewrite; whether anything changed."""
@@ -174,8 +164,7 @@ class _Rewriting:
         nodes = []
         source, name = value, self._name(value, dtype)
         if dtype is not FLOAT and value in self.found.huge:
-            limit = float(ml_dtypes.finfo(dtype.numpy()).max)
-            bounds = [self._bound(-limit), self._bound(limit)]
+            bounds = [self._bound(-far(dtype)), self._bound(far(dtype))]
             nodes.append(ir.node("Clip", [value, *bounds], name=f"{name}_clip"))
             source = nodes[0].outputs[0]
             source.name, source.type, source.shape = nodes[0].name, ir.TensorType(FLOAT), value.shape
@@ -187,21 +176,19 @@ class _Rewriting:
 
     def _bound(self, limit: float) -> ir.Value:
         """A float32 scalar."""
-        name = f"zq2onnx/{SUFFIXES[self.dtype]}_{'greatest' if limit > 0 else 'least'}"
-        graph = self.model.graph
-        if name not in graph.initializers:
-            tensor = ir.tensor(np.float32(limit), name=name)
-            made = ir.Value(name=name, type=ir.TensorType(FLOAT), shape=ir.Shape(()), const_value=tensor)
-            graph.register_initializer(made)
-        return graph.initializers[name]
+        if limit not in self.bounds:
+            label = f"zq2onnx/{SUFFIXES[self.dtype]}_{'upper' if limit > 0 else 'lower'}"
+            tensor = ir.tensor(np.float32(limit), name=unused(label, self.names))
+            made = ir.Value(
+                name=tensor.name, type=ir.TensorType(FLOAT), shape=ir.Shape(()), const_value=tensor
+            )
+            self.model.graph.register_initializer(made)
+            self.bounds[limit] = made
+        return self.bounds[limit]
 
     def _name(self, value: ir.Value, dtype: ir.DataType) -> str:
         """A name of its own for a value in another type."""
-        name = f"{value.name}_{SUFFIXES[dtype]}"
-        while name in self.names:
-            name += "_"
-        self.names.add(name)
-        return name
+        return unused(f"{value.name}_{SUFFIXES[dtype]}", self.names)
 
 
 def _all_values(model: ir.Model) -> list[ir.Value]:

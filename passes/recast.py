@@ -10,8 +10,9 @@ import onnx_ir as ir
 class RecastTensor(ir.LazyTensor):
     """A float tensor in another float type; no number of it is read until it is asked for, and none is kept.
 
-    Numbers beyond the new type's range become its greatest: a mask of -3.4e38 must not become an infinity,
-    which makes a NaN of a row that is all masked. Infinities and NaN stay. A single number that would become
+    Numbers beyond the new type's range, its greatest among them, become `far` from 0: a mask of -3.4e38 must
+    not become an infinity, nor be one when a score is added to it, for that makes a NaN of a row that is all
+    masked. Infinities and NaN stay. A single number that would become
     0, say an epsilon, becomes the least that does not.
 
     Attributes:
@@ -40,13 +41,24 @@ def recast_array(array: np.ndarray, dtype: ir.DataType) -> np.ndarray:
         return array.astype(kind)
     with np.errstate(over="ignore"):
         narrow = np.asarray(array.astype(kind))
-    beyond = np.isinf(narrow)
+    beyond = np.abs(narrow) >= ml_dtypes.finfo(kind).max
     if beyond.any():
         beyond &= np.isfinite(array)
-        narrow[beyond] = np.copysign(float(ml_dtypes.finfo(kind).max), array[beyond]).astype(kind)
+        narrow[beyond] = np.copysign(far(dtype), array[beyond]).astype(kind)
     if narrow.size == 1 and array.any() and not narrow.any():
         narrow[...] = np.copysign(float(ml_dtypes.finfo(kind).smallest_subnormal), array).astype(kind)
     return narrow
+
+
+def far(dtype: ir.DataType) -> float:
+    """What is far from 0 in a float type: half its greatest number.
+
+    Its exponential is 0 as that of -3.4e38 is, and two of them can be added, or one and a score.
+
+    >>> far(ir.DataType.FLOAT16)
+    32752.0
+    """
+    return float(ml_dtypes.finfo(dtype.numpy()).max) / 2
 
 
 def read_anew(tensor: ir.ExternalTensor) -> ir.ExternalTensor:

@@ -98,6 +98,18 @@ class Group:
         self.graph.remove(self.anchor, safe=True)
 
 
+def unused(name: str, taken: set[str]) -> str:
+    """The name, with as many underscores behind it as make it a new one; it is taken then.
+
+    >>> unused("w", {"w", "w_"})
+    'w__'
+    """
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
 def _same(one: ir.TensorProtocol | None, other: ir.TensorProtocol) -> bool:
     if isinstance(one, PlannedTensor) and isinstance(other, PlannedTensor):
         return one.key == other.key

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import ml_dtypes
-import numpy as np
 import onnx_ir as ir
 
 from zq2onnx.errors import UserError
 from zq2onnx.passes.float_types import takes_type
-from zq2onnx.passes.trace_weights import GRAPH_TYPES, constant_tensor, is_standard
+from zq2onnx.passes.trace_huge import reads, subgraphs, trace_huge
+from zq2onnx.passes.trace_weights import constant_tensor, is_standard
 
 REDUCTIONS = {
     "CumSum",
@@ -24,6 +23,8 @@ REDUCTIONS = {
     "ReduceSumSquare",
 }
 """Sums of many numbers, or of their squares: variances among them."""
+OVERFLOWING = {"Exp"}
+"""What leaves float16's range where its operand is 12."""
 ANGULAR = {"Cos", "Sin"}
 ELEMENTWISE = {
     "Abs",
@@ -31,7 +32,13 @@ ELEMENTWISE = {
     "Cast",
     "Clip",
     "Div",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
     "Identity",
+    "Less",
+    "LessOrEqual",
+    "Log",
     "Max",
     "Min",
     "Mul",
@@ -41,10 +48,14 @@ ELEMENTWISE = {
     "Sqrt",
     "Sub",
     "Sum",
+    "Where",
 }
-MOVING = {"Concat", "Expand", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-READ_AT_MOST = 1 << 12
-"""A constant of more numbers is no mask's filling, and is not read to see how large they are."""
+MOVING = {"Concat", "Expand", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+ANGLE_MAKING = {"Einsum", "Gather", "GatherElements", "GatherND", "Gemm", "MatMul"}
+"""What may look up angles in a table, or compute them, besides what is elementwise or moves."""
+NORMALIZING = {f"{kind}LayerNormalization" for kind in ("", "Simplified", "Skip", "SkipSimplified")}
+SIZING = {"Shape", "Size"}
+"""What tells nothing of a value's numbers."""
 
 
 @dataclass
@@ -53,8 +64,7 @@ class Precision:
 
     Attributes:
         narrow: these nodes; all others go on in float32.
-        huge: float32 values that may be beyond the half type's range, as masks of -3.4e38 are; those that
-            are infinite on purpose are not among them.
+        huge: float32 values that may be beyond the half type's range, as masks of -3.4e38 are.
     """
 
     narrow: set[ir.Node] = field(default_factory=set)
@@ -75,9 +85,10 @@ def trace_precision(model: ir.Model, dtype: ir.DataType) -> Precision:
     - what is made of integers and single numbers alone: positions, rotary angles (float16 has no odd
       integers beyond 2048), masks (of -3.4e38);
     - what a Cast from half precision made: whoever wrote it wanted float32;
-    - reductions, what is made for them alone (squares), and what is computed with their results up to
-      where they meet the rest again: variances, norms;
-    - sines and cosines, and what is made for them alone;
+    - reductions, squares that they read, what else is made for them alone, and what is computed with
+      their results up to where they meet the rest again: variances, norms; so with results of Exp;
+    - sines and cosines, and what is made for them alone, tables of angles too;
+    - normalizations whose mean or deviation is used, which float32 is by their schema;
     - what an operator's schema does not allow; loops; calls of functions; sequences.
 
     Args:
@@ -87,37 +98,38 @@ def trace_precision(model: ir.Model, dtype: ir.DataType) -> Precision:
     Raises:
         UserError: the type of a hidden value is not known.
     """
-    tracer = _Tracer(model.opset_imports.get("", 1), dtype)
+    tracer = _Tracer(model, dtype)
     tracer.hidden.update(value for value in model.graph.inputs if is_float32(value))
     tracer.visit(model.graph)
     tracer.spread_upwards(model.graph)
+    tracer.found.huge = trace_huge(model.graph, tracer.found.narrow, dtype)
     return tracer.found
 
 
 class _Tracer:
-    def __init__(self, version: int, dtype: ir.DataType) -> None:
-        self.version = version
+    def __init__(self, model: ir.Model, dtype: ir.DataType) -> None:
+        self.version = model.opset_imports.get("", 1)
+        self.functions = model.functions
         self.dtype = dtype
-        self.limit = float(ml_dtypes.finfo(dtype.numpy()).max)
         self.found = Precision()
         self.hidden: set[ir.Value] = set()
         self.reduced: set[ir.Value] = set()
-        """Results of reductions, and what is computed of them alone."""
+        """Results of reductions and exponentials, and what is computed of them alone."""
         self.demanding: set[ir.Node] = set()
         """Nodes whose operands must not be rounded: reductions, sines, and what is made for them alone."""
+        self.angular: set[ir.Node] = set()
+        """Those of them that are sines, or are made for sines."""
 
     def visit(self, graph: ir.Graph) -> None:
         """Go through a graph in its order."""
         for node in graph:
-            branches = _subgraphs(node) if is_standard(node, "If") else []
+            branches = subgraphs(node) if is_standard(node, "If") and _is_plain(node) else []
             for branch in branches:
                 self.visit(branch)
             made = any(value in self.hidden for branch in branches for value in branch.outputs)
             made |= is_standard(node, "DequantizeLinear") and constant_tensor(node.inputs[0]) is not None
-            if made or any(self._is_hidden(value) for value in _reads(node)):
+            if made or any(self._is_hidden(value) for value in reads(node)):
                 self._visit_hidden(node)
-            elif any(self._is_huge(value) for value in node.inputs):
-                self.found.huge.update(node.outputs)
 
     def _is_hidden(self, value: ir.Value) -> bool:
         if value in self.hidden:
@@ -126,13 +138,6 @@ class _Tracer:
         return (
             is_float32(value) and tensor is not None and sum(size != 1 for size in tensor.shape.numpy()) >= 2
         )
-
-    def _is_huge(self, value: ir.Value | None) -> bool:
-        tensor = constant_tensor(value)
-        if value is None or tensor is None or not is_float32(value) or tensor.size > READ_AT_MOST:
-            return value in self.found.huge
-        size = np.abs(tensor.numpy())
-        return bool(np.any((size > self.limit) & np.isfinite(size)))
 
     def _visit_hidden(self, node: ir.Node) -> None:
         if any(value.dtype is None and value.uses() for value in node.outputs):
@@ -146,15 +151,22 @@ class _Tracer:
         self.hidden.update(filter(is_float32, node.outputs))
         if self._must_stay(node) or not _is_plain(node):
             return
-        if takes_type(node, self.version, self.dtype) is not None:
+        called = node.op_identifier() in self.functions
+        if not called and takes_type(node, self.version, self.dtype) is not None:
             self.found.narrow.add(node)
 
     def _must_stay(self, node: ir.Node) -> bool:
         """Whether a node is a reduction, or of what belongs to one; notes what is reduced."""
-        if is_standard(node, *ANGULAR, *REDUCTIONS):
+        if is_standard(node, *ANGULAR):
             self.demanding.add(node)
-            self.reduced.update(node.outputs if is_standard(node, *REDUCTIONS) else ())
+            self.angular.add(node)
             return True
+        if _is_reduction(node) or is_standard(node, *OVERFLOWING):
+            self.reduced.update(node.outputs)
+            self.demanding.update([node] if _is_reduction(node) else ())
+            return True
+        if node.op_type in NORMALIZING:
+            return any(value.uses() or value.is_graph_output() for value in node.outputs[1:3])
         floats = [value for value in node.inputs if value is not None and value in self.hidden]
         if not is_standard(node, *ELEMENTWISE, *MOVING) or self.reduced.isdisjoint(floats):
             return False
@@ -163,34 +175,41 @@ class _Tracer:
         return True
 
     def spread_upwards(self, graph: ir.Graph) -> None:
-        """Let stay float32 what is made for demanding nodes alone."""
+        """Let stay float32 what is made for demanding nodes alone, and squares that any of them reads."""
         for node in reversed(graph):
-            for branch in _subgraphs(node):
+            for branch in subgraphs(node):
                 self.spread_upwards(branch)
-            readers = [reader for value in node.outputs for reader in value.consumers()]
-            if (
-                node in self.found.narrow
-                and is_standard(node, *ELEMENTWISE, *MOVING)
-                and readers
-                and self.demanding.issuperset(readers)
-                and not any(value.is_graph_output() for value in node.outputs)
-            ):
+            if node in self.found.narrow and self._is_demanded(node):
                 self.found.narrow.discard(node)
                 self.demanding.add(node)
 
+    def _is_demanded(self, node: ir.Node) -> bool:
+        """Whether a node's results are to stay float32 for those who read them; notes angles."""
+        readers = [reader for value in node.outputs for reader in value.consumers()]
+        readers = [reader for reader in readers if not is_standard(reader, *SIZING)]
+        if _is_square(node) and not self.demanding.isdisjoint(readers):
+            return True
+        if not readers or any(value.is_graph_output() for value in node.outputs):
+            return False
+        if is_standard(node, *ELEMENTWISE, *MOVING, *ANGLE_MAKING) and self.angular.issuperset(readers):
+            self.angular.add(node)
+            return True
+        return is_standard(node, *ELEMENTWISE, *MOVING) and self.demanding.issuperset(readers)
 
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    found: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type in GRAPH_TYPES and not attribute.is_ref():
-            found += [attribute.value] if attribute.type is ir.AttributeType.GRAPH else attribute.value
-    return found
+
+def _is_square(node: ir.Node) -> bool:
+    """Whether a node raises its one operand to a power."""
+    powers = is_standard(node, "Pow") and constant_tensor(node.inputs[1]) is not None
+    return powers or (is_standard(node, "Mul") and node.inputs[0] is node.inputs[1])
 
 
-def _reads(node: ir.Node) -> list[ir.Value]:
-    """What a node reads, in its subgraphs too."""
-    inner = [each for graph in _subgraphs(node) for each in graph.all_nodes()]
-    return [value for each in (node, *inner) for value in each.inputs if value is not None]
+def _is_reduction(node: ir.Node) -> bool:
+    """Whether a node sums many numbers, or by an Einsum of one tensor, with itself too."""
+    if not is_standard(node, "Einsum"):
+        return is_standard(node, *REDUCTIONS)
+    terms, _, result = node.attributes.get_string("equation", "").replace(" ", "").partition("->")
+    operands = {*terms.split(",")}
+    return len({*node.inputs}) == len(operands) == 1 and set(result) < set(operands.pop())
 
 
 def _is_plain(node: ir.Node) -> bool:
@@ -199,4 +218,4 @@ def _is_plain(node: ir.Node) -> bool:
     plain = all(
         value is None or value.type is None or isinstance(value.type, ir.TensorType) for value in values
     )
-    return plain and (is_standard(node, "If") or not _subgraphs(node))
+    return plain and (is_standard(node, "If") or not subgraphs(node))

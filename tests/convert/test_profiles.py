@@ -14,39 +14,19 @@ import zq2onnx
 from tests import zoo
 from tests.convert import linear_model
 from tests.convert.converting import convert, metadata
-from tests.evaluation.past import cached_model
 from zq2onnx.cli.app import main
 from zq2onnx.conversion.choices import Choices
 from zq2onnx.conversion.options import resolve
 from zq2onnx.errors import UserError
 from zq2onnx.scheme import BiasPlace, FloatType, PerBlock
 
-KV = {"kv-opt": "opt", "kv-llama": "llama"}
+CACHED = ("opt-cache", "llama-cache")
 
 
-def path_of(name: str) -> Path:
-    return cached_model(KV[name]) if name in KV else zoo.model(name)
-
-
-def feeds_of(name: str) -> dict[str, np.ndarray]:
-    if name not in KV:
-        return zoo.feeds(path_of(name), length=20)
-    rng = np.random.default_rng(0)
-    feeds = {
-        "input_ids": rng.integers(4, zoo.VOCABULARY, (2, 6)),
-        "attention_mask": np.ones((2, 9), np.int64),
-    }
-    for value in onnx.load(path_of(name), load_external_data=False).graph.input:
-        if "past" in value.name:
-            shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            feeds[value.name] = rng.standard_normal((2, shape[1], 3, shape[3])).astype(np.float32)
-    return feeds
-
-
-@pytest.mark.parametrize("name", ["opt", "llama", *KV])
+@pytest.mark.parametrize("name", ["opt", "llama", *CACHED])
 def test_ort_cuda_is_float16_and_near_the_float_model(name: str, tmp_path: Path) -> None:
-    path, output = path_of(name), tmp_path / "q.onnx"
-    check = "sample" if name in KV else "full"  # no batch can be made up for these exports with a past
+    path, output = zoo.model(name), tmp_path / "q.onnx"
+    check = "sample" if name in CACHED else "full"  # no batch can be made up for these exports with a past
     report = convert(path, output, profile="ort-cuda", scheme="w8a16", check=check)
     assert report.check is not None and report.check.nodes_checked > 0
     model = onnx.load(output)
@@ -54,7 +34,7 @@ def test_ort_cuda_is_float16_and_near_the_float_model(name: str, tmp_path: Path)
     onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     ends = (*model.graph.input, *model.graph.output)
     assert {each.type.tensor_type.elem_type for each in ends} == {TensorProto.INT64, TensorProto.FLOAT16}
-    feeds = feeds_of(name)
+    feeds = zoo.feeds(path, length=6, past=3) if name in CACHED else zoo.feeds(path, length=20)
     halves = {
         key: each.astype(np.float16) if each.dtype == np.float32 else each for key, each in feeds.items()
     }
@@ -67,7 +47,7 @@ def test_ort_cuda_is_float16_and_near_the_float_model(name: str, tmp_path: Path)
 
 
 def test_ort_cuda_is_symmetric_in_blocks_of_32_with_the_bias_outside(tmp_path: Path) -> None:
-    report = convert(path_of("opt"), tmp_path / "q.onnx", profile="ort-cuda")
+    report = convert(zoo.model("opt"), tmp_path / "q.onnx", profile="ort-cuda")
     (warning,) = report.warnings
     assert "12 of 12 nodes have an output width that is no multiple of 64 (the first has 96)" in warning
     model = onnx.load(tmp_path / "q.onnx")
@@ -81,7 +61,7 @@ def test_ort_cuda_is_symmetric_in_blocks_of_32_with_the_bias_outside(tmp_path: P
         assert np.isin(constants[node.input[3]], [0x88, 0x08]).all()  # a row of an odd number of blocks
         add = readers[node.output[0]]
         assert add.op_type == "Add" and any(name.endswith("bias") for name in add.input)
-    inside = convert(path_of("opt"), tmp_path / "i.onnx", profile="ort-cuda", bias="inside")
+    inside = convert(zoo.model("opt"), tmp_path / "i.onnx", profile="ort-cuda", bias="inside")
     model = onnx.load(inside.output)
     assert all(node.input[4] for node in model.graph.node if node.domain == "ai.zq2onnx")
 
@@ -173,17 +153,17 @@ def test_genai_tells_what_is_missing(tmp_path: Path) -> None:
         report.warnings[1]
         == f"profile genai: {named} names model.onnx, not q.onnx: set model.decoder.filename"
     )
-    report = convert(cached_model("opt"), tmp_path / "c" / "model.onnx", profile="genai")
+    report = convert(zoo.model("opt-cache"), tmp_path / "c" / "model.onnx", profile="genai")
     assert report.warnings == ["profile genai: onnxruntime-genai needs a genai_config.json beside model.onnx"]
     values = onnx.load(report.output, load_external_data=False).graph
-    expected = onnx.load(cached_model("opt"), load_external_data=False).graph
+    expected = onnx.load(zoo.model("opt-cache"), load_external_data=False).graph
     assert [*values.input] == [*expected.input] and [*values.output] == [*expected.output]
 
 
 def test_genai_generates_the_same_in_float16(tmp_path: Path) -> None:
     """Logits and cache are then float16 too, as in a model that was exported so."""
     genai = pytest.importorskip("onnxruntime_genai", reason="needs onnxruntime-genai")
-    model = cached_model("opt")
+    model = zoo.model("opt-cache")
     said = json.loads(model.with_name("config.json").read_text())
     names = {
         "inputs": {

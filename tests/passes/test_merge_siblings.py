@@ -11,9 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from tests import zoo
-from tests.evaluation.past import cached_model
 from tests.passes.hand_made import SCHEME, candidates, graph, rand, structure
-from tests.passes.test_narrow import _feeds
 from zq2onnx.conversion.loading import load
 from zq2onnx.passes.joined import JoinedTensor
 from zq2onnx.passes.merge_siblings import MergeSiblingsPass
@@ -161,6 +159,70 @@ def test_the_lm_head_stays_alone() -> None:
     assert merged(graph(text, WEIGHTS)) == {"y": "logits reads the same input, and stays float"}
 
 
+def decoder(layers: int) -> tuple[str, dict[str, np.ndarray]]:
+    """Keys and values of all layers read one encoder; behind them each has a product of its own."""
+    steps = [
+        f"q{i} = MatMul(x{i}, wq{i}) k{i} = MatMul(e, wk{i}) v{i} = MatMul(e, wv{i})"
+        f" s{i} = Add(q{i}, k{i}) t{i} = Add(s{i}, v{i}) x{i + 1} = MatMul(t{i}, wo{i})"
+        for i in range(layers)
+    ]
+    text = f"g (float[2, 40] x, float[2, 40] e) => (float[2, 40] y) {{ x0 = Identity(x) {' '.join(steps)}"
+    weights = {f"w{role}{i}": rand(40, 40, seed=i) / 6 for i in range(layers) for role in "qkvo"}
+    return f"{text} y = Relu(x{layers}) }}", weights
+
+
+def test_what_all_layers_read_is_merged_in_each_by_itself(tmp_path: Path) -> None:
+    text, weights = decoder(3)
+    feeds = {"x": rand(2, 40), "e": rand(2, 40, seed=1)}
+    expected = run(graph(text, weights), feeds, tmp_path)
+    model = graph(text, weights)
+    assert merged(model) == {}
+    names = [node.name for node in model.graph if node.op_type == "MatMul"]
+    assert names == ["q0", "k0+v0", "x1", "q1", "k1+v1", "x2", "q2", "k2+v2", "x3"]
+    np.testing.assert_allclose(run(model, feeds, tmp_path)[0], expected[0], rtol=0, atol=1e-4)
+
+
+def test_what_is_alone_in_its_layer_is_told() -> None:
+    text, weights = decoder(2)
+    model = graph(text.replace("v0 = MatMul(e, wv0)", "v0 = Relu(e)"), {**weights})
+    refused = merged(model)
+    assert refused == {"k0": "k1 reads the same input, but products of others are between them"}
+
+
+@pytest.mark.parametrize(("count", "parts"), [(4, [4]), (5, [2, 3]), (13, [3, 3, 3, 4])])
+def test_no_more_than_four_become_one(count: int, parts: list[int]) -> None:
+    products = " ".join(f"y{i} = MatMul(x, w{i})" for i in range(count))
+    outputs = ", ".join(f"float[2, 8] y{i}" for i in range(count))
+    model = graph(
+        f"g (float[2, 40] x) => ({outputs}) {{ {products} }}", {f"w{i}": rand(40, 8) for i in range(count)}
+    )
+    assert merged(model) == {}
+    assert [len(node.outputs) for node in model.graph if node.op_type == "Split"] == parts
+
+
+def test_names_that_the_model_has_are_not_given_again(tmp_path: Path) -> None:
+    """Neither a node's, nor an initializer's, nor that of any other value."""
+    text = (
+        "g (float[2, 40] x) => (float[2, 12] y) {"
+        " r = MatMul(x, q) a = MatMul(r, u) b = MatMul(r, v) c = Mul(a, b)"
+        " d = Add(c, z) e = Neg(d) f = Abs(e) y = Relu(f) }"
+    )
+    weights = {"q": rand(40, 40), "u": rand(40, 12), "v": rand(40, 12, seed=1), "z": rand(12)}
+    feeds = {"x": rand(2, 40)}
+    expected = run(graph(text, weights), feeds, tmp_path)
+    model = graph(text, weights)
+    values = {value.name: value for node in model.graph for value in (*node.inputs, *node.outputs) if value}
+    for old, new in {"r": "u+v", "c": "u+v/sizes", "e": "a+b/output"}.items():
+        values[old].name = new
+    for old, new in {"d": "a+b", "f": "a+b/split"}.items():
+        model.graph.node(old).name = new
+    merged(model)
+    names = [node.name for node in model.graph]
+    everything = [*model.graph.initializers, *(value.name for node in model.graph for value in node.outputs)]
+    assert len({*names}) == len(names) and len({*everything}) == len(everything)
+    np.testing.assert_allclose(run(model, feeds, tmp_path)[0], expected[0], rtol=0, atol=1e-4)
+
+
 def test_weights_are_not_read_before_they_are_asked_for(tmp_path: Path) -> None:
     weights = {name: WEIGHTS[name] for name in ("u", "v")}
     ir.save(graph(PAIR, weights), tmp_path / "m.onnx", external_data="m.data", size_threshold_bytes=0)
@@ -174,14 +236,15 @@ def test_weights_are_not_read_before_they_are_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "products"), [("opt", 2), ("llama", 4), ("kv-llama", 4), ("opt-torchscript-17", 2), ("gpt2", 0)]
+    ("name", "products"),
+    [("opt", 2), ("llama", 4), ("llama-cache", 4), ("opt-torchscript-17", 2), ("gpt2", 0)],
 )
 def test_exported_models_compute_the_same(name: str, products: int, tmp_path: Path) -> None:
-    path = cached_model(name[3:]) if name.startswith("kv-") else zoo.model(name)
+    path = zoo.model(name)
     model = load(path).model
     NormalizePass()(model)
     assert merged(model) == {}
     assert sum(node.op_type == "Split" and "+" in (node.name or "") for node in model.graph) == products
-    feeds = _feeds(path, ir.to_proto(model))
+    feeds = zoo.feeds(path, past=3 if name.endswith("-cache") else 0)
     for got, expected in zip(run(model, feeds, tmp_path), zoo.run(path, feeds), strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
