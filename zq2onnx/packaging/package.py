@@ -79,7 +79,8 @@ def package(
         fused: with the operator library; False: without. None: with it where it is built and the model has
             operators for it.
         wishes: what else; None for nothing.
-        force: overwrite files of the same names.
+        force: use a folder that is not empty: overwrite files of the same names, and remove what an earlier
+            package had and this one has not.
         link: make hard links of the weights instead of copies.
 
     Raises:
@@ -107,6 +108,8 @@ def _genai(source: Source, library: Path | None, wishes: Wishes) -> Contents:
     _add_tokenizer(contents, source, wishes, Path(), required=True)
     add_library(contents, library)
     contents.write(GENAI_CONFIG, config)
+    contents.opened = [Path(MODEL), Path(GENAI_CONFIG)]
+    contents.ours |= {Path(snippets.PYTHON), Path(snippets.CPP)}
     return contents
 
 
@@ -117,6 +120,8 @@ def _ort(source: Source, library: Path | None, wishes: Wishes) -> Contents:
     add_library(contents, library)
     contents.write(snippets.PYTHON, snippets.python_snippet(source, library is not None))
     contents.write(snippets.CPP, snippets.cpp_snippet(source, library is not None))
+    contents.opened = [Path(MODEL)]
+    contents.ours.add(Path(GENAI_CONFIG))
     return contents
 
 
@@ -132,6 +137,7 @@ def _triton(source: Source, library: Path | None, name: str, wishes: Wishes) -> 
     contents.write(Path(name, "config.pbtxt"), triton.model_config(source, name, batch, named))
     contents.write(Path(name, "request.json"), triton.example_request(source))
     contents.write("README.md", triton.readme(source, name, named, batch > 0))
+    contents.opened = [version / MODEL, Path(name, "config.pbtxt")]
     return contents
 
 
@@ -164,6 +170,7 @@ def _add_model(contents: Contents, source: Source, place: Path) -> None:
 def _add_tokenizer(contents: Contents, source: Source, wishes: Wishes, place: Path, required: bool) -> None:
     """The files beside the model, another tokenizer's in place of its own, and the graphs."""
     other = wishes.tokenizer
+    contents.ours |= {place / TOKENIZER, place / DETOKENIZER}
     if other is not None and not other.is_dir():
         raise UserError(f"--tokenizer {other}: no such folder", "the folder of tokenizer.json")
     for file in find_companions(source.folder):
