@@ -14,10 +14,11 @@ import pytest
 
 from tests import zoo
 from tests.runtime.fused import needs_library
-from tests.serving.engines import PROMPTS, by_generator, encoded, packaged, tokenizer
+from tests.serving.engines import PROMPTS, as_batch, by_generator, encoded, packaged, tokenizer
 from zq2onnx.cli.app import main
 from zq2onnx.errors import UserError
 from zq2onnx.runtime.serving import Generator, read_settings
+from zq2onnx.runtime.serving.opening import cache_device
 from zq2onnx.runtime.serving.signature import read_signature
 
 COUNT = "16"
@@ -135,6 +136,34 @@ def test_logits_are_of_texts_within_the_context(model: Path) -> None:
     assert generator.logits([[5] * CONTEXT]).shape == (1, CONTEXT, VOCABULARY)
     with pytest.raises(UserError, match="a prompt of 257 tokens and 0 new ones; required: at most 256"):
         generator.logits([[5] * (CONTEXT + 1)])
+
+
+def test_what_fills_up_is_a_token_that_the_model_knows(model: Path, tmp_path: Path) -> None:
+    folder = packaged(model, tmp_path / "served")
+    said = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+    said["model"]["pad_token_id"] = VOCABULARY
+    (folder / "genai_config.json").write_text(json.dumps(said), encoding="utf-8")
+    generator, prompts = Generator(folder, threads=1), encoded(folder, PROMPTS[:2])
+    assert generator.settings.pad == VOCABULARY
+    assert as_batch(generator, prompts, 8) == by_generator(Generator(model, threads=1), prompts, 8)
+    with pytest.raises(UserError, match="a prompt with id -1, and "):
+        generator.stream([[5, -1]], 1)
+
+
+def test_the_cache_is_on_the_sessions_own_gpu() -> None:
+    @dataclass
+    class Session:
+        options: dict[str, dict[str, str]]
+
+        def get_providers(self) -> list[str]:
+            return list(self.options)
+
+        def get_provider_options(self) -> dict[str, dict[str, str]]:
+            return self.options
+
+    cpu: dict[str, dict[str, str]] = {"CPUExecutionProvider": {}}
+    assert cache_device(Session(cpu)) == ("cpu", 0)
+    assert cache_device(Session({"CUDAExecutionProvider": {"device_id": "1"}} | cpu)) == ("cuda", 1)
 
 
 def test_a_tokenizer_of_another_model_is_refused(model: Path) -> None:

@@ -283,7 +283,7 @@ def test_bad_input_is_one_line(
         capsys, float_model, *out, "--name", "a"
     )
     line = refused(capsys, float_model, *out, "--tokenizer", tmp_path / "absent")
-    assert "absent: no such folder" in line
+    assert "absent: no such file or folder" in line
     assert "is what is packaged" in refused(capsys, float_model, "-o", float_model.parent, "--force")
     assert "no folder" in refused(capsys, float_model, "-o", tmp_path / "a" / "b")
     (tmp_path / "file").touch()
@@ -315,3 +315,49 @@ def test_another_tokenizer_takes_the_place_of_the_models(float_model: Path, tmp_
         assert (tmp_path / "served" / name).read_bytes() == (other / name).read_bytes()
     own = (float_model.parent / "config.json").read_bytes()
     assert (tmp_path / "served" / "config.json").read_bytes() == own
+
+
+def test_a_tokenizer_may_be_named_by_its_file(
+    float_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(zoo.checkpoint("llama"), other)
+    (other / "tokenizer.json").rename(other / "mine.json")
+    options = ("--tokenizer", other / "mine.json")
+    assert make(float_model, "-o", tmp_path / "served", *options, "--quiet") == 0
+    for name, source in (("tokenizer.json", "mine.json"), ("tokenizer_config.json",) * 2):
+        assert (tmp_path / "served" / name).read_bytes() == (other / source).read_bytes()
+    (other / "mine.json").write_text("{")
+    assert "mine.json: not a tokenizer" in refused(capsys, float_model, "-o", tmp_path / "s", *options)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "said"),
+    [
+        ("filename", "../model.onnx", "it names ../model.onnx; required: files in"),
+        ("filename", "/etc/hostname", "it names /etc/hostname; required: files in"),
+        ("library", "../evil.so", "it names ../evil.so; required: files in"),
+        ("library", ["evil.so"], "custom_ops_library is ['evil.so']; required: the name of a file"),
+        ("library", "linked.so", "is a link to another folder"),
+    ],
+)
+def test_a_folder_brings_nothing_from_outside(
+    key: str, name: object, said: str, float_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "served"
+    assert make(float_model, "-o", folder, "--link", "--quiet") == 0
+    for outside in ("model.onnx", "evil.so"):
+        (tmp_path / outside).touch()
+    (folder / "linked.so").symlink_to(tmp_path / "evil.so")
+    said_before = config(folder)
+    decoder = said_before["model"]["decoder"]
+    assert isinstance(decoder, dict)
+    if key == "filename":
+        decoder[key] = name
+    else:
+        decoder["session_options"]["custom_ops_library"] = name
+    (folder / "genai_config.json").write_text(json.dumps(said_before), encoding="utf-8")
+    assert main(["generate", str(folder), "--prompt", "a"]) == 2
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1

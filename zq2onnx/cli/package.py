@@ -57,7 +57,9 @@ def package(
     ] = False,
     tokenizer: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the tokenizer.", show_default="the model's folder"),
+        typer.Option(
+            metavar="FILE|DIR", help="tokenizer.json, or its folder.", show_default="the model's folder"
+        ),
     ] = None,
     context: Annotated[
         int | None,
