@@ -41,13 +41,18 @@ class TestOverwriting:
                 capture.export(folder, output, force=True)
         assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
-    def test_of_an_earlier_export_in_the_checkpoints_folder(self, tmp_path: Path) -> None:
+    def test_of_an_earlier_export_in_the_checkpoints_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def reached(*arguments: object) -> None:
+            raise UserError("on to the capture")
+
         folder = Path(shutil.copytree(zoo.checkpoint("opt"), tmp_path / "opt"))
         for name in ("model.onnx", "model.onnx.data"):
             (folder / name).write_bytes(b"old")
-        capture.export(folder, folder / "model.onnx", cache=False, force=True)
-        for name in ("model.onnx", "model.onnx.data"):
-            assert (folder / name).read_bytes() == zoo.model("opt").with_name(name).read_bytes()
+        monkeypatch.setattr(capture, "_capture", reached)
+        with pytest.raises(UserError, match="on to the capture"):
+            capture.export(folder, folder / "model.onnx", force=True)
 
     def test_of_other_companions_needs_force(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text("{}")
