@@ -11,11 +11,11 @@ are generated at a time; others wait. A client that goes away frees its slot.
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
+from typing import Annotated
 
-from fastapi import FastAPI, HTTPException
+from fastapi import Body, FastAPI, HTTPException
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
@@ -23,20 +23,19 @@ from zq2onnx.errors import UserError
 from zq2onnx.runtime.serving import Generator
 
 
-class Request(BaseModel):
-    prompt: str
-    max_new_tokens: int = 64
-
-
 def create_app() -> FastAPI:
     generator = Generator(os.environ["MODEL"])
     tokenizer = Tokenizer.from_file(str(generator.path.with_name("tokenizer.json")))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     slots = asyncio.Semaphore(int(os.environ.get("SLOTS", "4")))
     app = FastAPI()
     app.state.running = 0
 
-    async def pieces(steps: Iterator[tuple[int | None, ...]]) -> AsyncIterator[str]:
+    async def pieces(ids: list[int], steps: Iterator[tuple[int | None, ...]]) -> AsyncIterator[str]:
         words = DecodeStream(skip_special_tokens=True)
+        for token in ids:  # which say how the text begins
+            words.step(tokenizer, token)
         async with slots:
             app.state.running += 1
             try:  # A step runs in a thread, and is waited for even where the client has gone.
@@ -48,12 +47,14 @@ def create_app() -> FastAPI:
                 steps.close()  # and with it the cache
 
     @app.post("/generate")
-    async def generate(request: Request) -> StreamingResponse:
-        ids = tokenizer.encode(request.prompt).ids
+    async def generate(
+        prompt: Annotated[str, Body()], max_new_tokens: Annotated[int, Body()] = 64
+    ) -> StreamingResponse:
         try:
-            steps = generator.stream([ids], request.max_new_tokens)
-        except UserError as error:
+            ids = tokenizer.encode(prompt.encode().decode()).ids  # or UnicodeError
+            steps = generator.stream([ids], max_new_tokens)
+        except (UserError, UnicodeError) as error:
             raise HTTPException(422, str(error)) from None
-        return StreamingResponse(pieces(steps), media_type="text/plain; charset=utf-8")
+        return StreamingResponse(pieces(ids, steps), media_type="text/plain; charset=utf-8")
 
     return app

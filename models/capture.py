@@ -19,10 +19,12 @@ from zq2onnx.models.cache import check_cache
 from zq2onnx.models.checkpoint import Checkpoint
 from zq2onnx.models.trial import Turn, ask
 from zq2onnx.storage.companions import check_companions, copy_companions
+from zq2onnx.storage.paths import check_folder, identity
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_EXPORTED = (".onnx", ".onnx.data")
 INLINE_BYTES = 1024
 """Tensors up to this size stay in the model file."""
 
@@ -98,6 +100,7 @@ def export(
     checkpoint.require_torch()
     report("loading")
     loaded = checkpoint.load(source, dtype)
+    _spare_checkpoint(loaded.folder, output)
     cached = loaded.causal if cache is None else cache
     if cached and not loaded.causal:
         raise UserError(
@@ -134,11 +137,23 @@ def _data_path(output: Path) -> Path:
 def _check_output(output: Path, force: bool) -> None:
     if output.is_dir():
         raise UserError(f"{output} is a folder", "the path of a file to write")
-    if not output.parent.parent.is_dir():
-        raise UserError(f"folder {output.parent.parent} does not exist", remedy="create it, or correct -o")
+    check_folder(output)
     for path in (output, _data_path(output)):
         if path.exists() and not force:
             raise UserError(f"{path} exists", remedy="give --force to overwrite it, or another -o")
+
+
+def _spare_checkpoint(folder: Path, output: Path) -> None:
+    """Refuse to write over a file of the model that is read; an earlier export beside it may go."""
+    files = (path for path in folder.iterdir() if not path.name.endswith(_EXPORTED))
+    read = {identity(path): path for path in files}
+    for path in (output, _data_path(output)):
+        if identity(path) in read:
+            raise UserError(
+                f"{path} is {read[identity(path)].name} of the model that is exported",
+                "an output that is no file of it",
+                "choose another -o, such as model.onnx",
+            )
 
 
 def _capture(loaded: Checkpoint, source: str | Path, cached: bool) -> tuple[ir.Model, tuple[Turn, ...]]:

@@ -21,6 +21,8 @@ def require_onnxruntime() -> ModuleType:
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as error:
+        if _interrupted(error):
+            raise KeyboardInterrupt from None
         # The package's own shared library missing something is another fault than no package at all.
         absent = isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime"
         found = "onnxruntime is not installed" if absent else f"onnxruntime does not import ({error})"
@@ -31,6 +33,15 @@ def require_onnxruntime() -> ModuleType:
             "onnxruntime is installed in part (onnxruntime and onnxruntime-gpu overwrite each other)"
         )
     return onnxruntime
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: what a C module raises while it is imported comes as an ImportError."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def usable_cores() -> int:

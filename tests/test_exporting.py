@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from tests import zoo
 from zq2onnx import exporting
 from zq2onnx.cli.app import app, run
 from zq2onnx.errors import CheckFailed, UserError
-from zq2onnx.evaluation.trial import largest_difference
+from zq2onnx.evaluation.trial import largest_difference, shown
 from zq2onnx.models.capture import Capture
 
 
@@ -40,6 +42,43 @@ def test_float32_differs_less(written: Capture) -> None:
     assert 0 < difference < 0.1 * np.abs(written.turns[0].expected).max()
 
 
+def test_what_padding_gives_is_not_judged(written: Capture) -> None:
+    prompt, step = written.turns
+    assert written.difference is not None
+    wide = dataclasses.replace(written, difference=1.01 * largest(written) * exporting.TOLERANCE["bf16"])
+    prompt = dataclasses.replace(prompt, expected=prompt.expected.copy())
+    prompt.expected[1, 0] = np.inf  # a token that is padding
+    with pytest.raises(CheckFailed, match="answers differ"):
+        exporting._judge(dataclasses.replace(wide, turns=(prompt, step)), "bf16")
+    exporting._judge(dataclasses.replace(written, turns=(prompt, step)), "bf16")
+
+
+def largest(made: Capture) -> float:
+    """Of the numbers that torch gave for tokens that are shown."""
+    return float(max(np.abs(turn.expected[shown(turn)]).max() for turn in made.turns))
+
+
+class Overflowing:
+    """A session of a model whose numbers are too large for their type."""
+
+    def run(self, names: list[str], feeds: dict[str, np.ndarray], asked: str) -> list[np.ndarray]:
+        shape = (*feeds["input_ids"].shape, zoo.VOCABULARY)
+        return [np.full(shape, np.inf, np.float16), *(np.zeros(1, np.float16) for _ in names[1:])]
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_are_not_finite_are_one_error(written: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = [
+        dataclasses.replace(turn, expected=np.full_like(turn.expected, np.inf)) for turn in written.turns
+    ]
+    overflowing = contextlib.nullcontext(Overflowing())
+    monkeypatch.setattr("zq2onnx.evaluation.trial.opened", lambda path, lean: overflowing)
+    made = dataclasses.replace(written, turns=turns, difference=largest_difference(written.path, turns))
+    assert np.isnan(made.difference)
+    with pytest.raises(CheckFailed, match="torch itself gives numbers that are not finite in fp16"):
+        exporting._judge(made, "fp16")
+
+
 def test_a_model_that_computes_something_else_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: Capture
 ) -> None:
@@ -49,8 +88,6 @@ def test_a_model_that_computes_something_else_fails(
         (tmp_path / "model.onnx.data").write_bytes(data)
         output.write_bytes(written.path.read_bytes())
         (tmp_path / "config.json").write_bytes((written.path.parent / "config.json").read_bytes())
-        import dataclasses
-
         return dataclasses.replace(written, path=output)
 
     monkeypatch.setattr("zq2onnx.models.capture.export", damaged)

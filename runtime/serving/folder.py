@@ -49,14 +49,27 @@ def _from_genai(folder: Path, config: dict[str, object]) -> Deployed:
     named, library = decoder.get("filename"), _section(decoder, "session_options").get("custom_ops_library")
     if not isinstance(named, str):
         raise UserError(f"{folder / GENAI_CONFIG}: it names no decoder", "model.decoder.filename")
+    if library is not None and not isinstance(library, str):
+        raise UserError(f"{folder / GENAI_CONFIG}: custom_ops_library is {library!r}", "the name of a file")
     for name in filter(None, (named, library)):
-        if not (folder / str(name)).is_file():
+        _check_inside(folder, name)
+        if not (folder / name).is_file():
             raise UserError(
                 f"{folder / GENAI_CONFIG}: it names {name}, which is not in {folder}",
                 "the folder as it was packaged",
                 "move or copy the whole folder, or package the model again",
             )
-    return Deployed(folder / named, True, folder / str(library) if library else None)
+    if library and not (folder / library).resolve().is_relative_to(folder.resolve()):
+        # Models may be links, as they are where a hub's client keeps them; what is executed may not.
+        raise UserError(f"{folder / library} is a link to another folder", "the library in the folder itself")
+    return Deployed(folder / named, True, folder / library if library else None)
+
+
+def _check_inside(folder: Path, name: str) -> None:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(
+            f"{folder / GENAI_CONFIG}: it names {name}", f"files in {folder}, relative to it", "correct it"
+        )
 
 
 def _section(config: dict[str, object], key: str) -> dict[str, object]:

@@ -12,7 +12,7 @@ from zq2onnx.errors import UserError
 from zq2onnx.runtime.providers import CPU_PROVIDER
 from zq2onnx.runtime.serving.batch import Ids, pad_left, positions
 from zq2onnx.runtime.serving.folder import find_model
-from zq2onnx.runtime.serving.opening import first_line, open_session
+from zq2onnx.runtime.serving.opening import cache_device, first_line, open_session
 from zq2onnx.runtime.serving.settings import TextSettings, read_settings
 from zq2onnx.runtime.serving.signature import Signature, read_signature
 
@@ -53,8 +53,7 @@ class Generator:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self.signature: Signature = read_signature(self.path, inputs, outputs)
         self.signature.check_types(self.path)
-        on_gpu = self._session.get_providers()[0] == "CUDAExecutionProvider"
-        self._device = "cuda" if on_gpu else "cpu"
+        self._device = cache_device(self._session)
 
     def stream(
         self, prompts: Sequence[Prompt], max_new_tokens: int, stop: Collection[int] | None = None
@@ -77,7 +76,7 @@ class Generator:
             raise UserError(f"{max_new_tokens} new tokens", "at least 1")
         self._check(prompts, max_new_tokens)
         ends = set(self.settings.eos if stop is None else stop)
-        return self._steps(*pad_left(prompts, self.settings.pad or 0), max_new_tokens, ends)
+        return self._steps(*pad_left(prompts, self._filling), max_new_tokens, ends)
 
     def logits(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """The logits of whole texts, `[batch, length, vocabulary]`; shorter ones are filled up on the left.
@@ -86,13 +85,19 @@ class Generator:
             UserError: a text is empty or longer than the context, or holds ids that the model does not know.
         """
         self._check(prompts, 0)
-        ids, mask = pad_left(prompts, self.settings.pad or 0)
+        ids, mask = pad_left(prompts, self._filling)
         return self._run(ids, mask, self._empty(len(ids)))[0]
 
     def room(self, prompts: Sequence[Prompt]) -> int | None:
         """How many tokens may follow the longest of the prompts; None where no file says."""
         context = self.settings.context
         return None if context is None else max(context - max(map(len, prompts), default=0), 0)
+
+    @property
+    def _filling(self) -> int:
+        """What fills up shorter prompts: it is masked, and so need only be a token that the model knows."""
+        pad, known = self.settings.pad, self.signature.vocabulary
+        return pad if pad is not None and (known is None or pad < known) else 0
 
     def _check(self, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
         if not prompts or not all(len(prompt) for prompt in prompts):
@@ -104,10 +109,12 @@ class Generator:
                 f"at most {context} together, the context of {self.path}",
                 f"ask for at most {room} new tokens" if room else "shorten the prompt",
             )
-        known, largest = self.signature.vocabulary, max(map(max, prompts))
-        if known is not None and largest >= known:
+        known = self.signature.vocabulary
+        smallest, largest = min(map(min, prompts)), max(map(max, prompts))
+        if smallest < 0 or (known is not None and largest >= known):
+            wrong = smallest if smallest < 0 else largest
             raise UserError(
-                f"a prompt with id {largest}, and {self.path} knows {known} tokens",
+                f"a prompt with id {wrong}, and {self.path} knows {known or 'no such'} tokens",
                 "the tokenizer that the model was trained with",
             )
 
@@ -144,7 +151,7 @@ class Generator:
                 binding.bind_ortvalue_input(tensor.past, past)
         binding.bind_output("logits", "cpu")
         for tensor in self.signature.cache:
-            binding.bind_output(tensor.present, self._device)
+            binding.bind_output(tensor.present, *self._device)
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this

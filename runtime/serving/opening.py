@@ -8,7 +8,7 @@ from typing import Any
 from zq2onnx.errors import UserError
 from zq2onnx.opset import FLOAT_ACTIVATIONS
 from zq2onnx.runtime.library import add_wishes, get_library_path, library_file, register
-from zq2onnx.runtime.providers import require_onnxruntime
+from zq2onnx.runtime.providers import CUDA_PROVIDER, require_onnxruntime
 from zq2onnx.runtime.serving.folder import Deployed
 
 _FATAL_ONLY = 4  # what ONNX Runtime logs of an error, it also raises: that becomes one line
@@ -57,6 +57,13 @@ def open_session(
         ) from error
     trim_memory()
     return session
+
+
+def cache_device(session: Any) -> tuple[str, int]:
+    """Where a session computes keys and values, as IO binding names it: the GPU, and which, or the CPU."""
+    if session.get_providers()[0] != CUDA_PROVIDER:
+        return "cpu", 0
+    return "cuda", int(session.get_provider_options()[CUDA_PROVIDER].get("device_id", 0))
 
 
 def first_line(error: Exception) -> str:

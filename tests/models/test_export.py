@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -27,6 +29,30 @@ class TestOverwriting:
                 capture.export(zoo.checkpoint("opt"), folder / "model.onnx")
             assert [file.name for file in folder.iterdir()] == [existing]
             assert (folder / existing).read_bytes() == b"precious"
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+    def test_spares_the_checkpoint_even_with_force(self, name: str, tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(zoo.checkpoint("opt"), tmp_path / "opt"))
+        before = {file.name: file.read_bytes() for file in folder.iterdir()}
+        (tmp_path / "elsewhere").symlink_to(folder)
+        (tmp_path / f"{name}.data").symlink_to(folder / name)  # what the weights would be called
+        for output in (folder / name, tmp_path / "elsewhere" / name, tmp_path / name):
+            with pytest.raises(UserError, match=rf"{re.escape(name)} of the model that is exported"):
+                capture.export(folder, output, force=True)
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+    def test_of_an_earlier_export_in_the_checkpoints_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def reached(*arguments: object) -> None:
+            raise UserError("on to the capture")
+
+        folder = Path(shutil.copytree(zoo.checkpoint("opt"), tmp_path / "opt"))
+        for name in ("model.onnx", "model.onnx.data"):
+            (folder / name).write_bytes(b"old")
+        monkeypatch.setattr(capture, "_capture", reached)
+        with pytest.raises(UserError, match="on to the capture"):
+            capture.export(folder, folder / "model.onnx", force=True)
 
     def test_of_other_companions_needs_force(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text("{}")
@@ -90,8 +116,16 @@ class TestErrors:
         assert "\n" not in str(caught.value)
 
     def test_missing_output_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="folder .*/a does not exist; create it"):
+        with pytest.raises(UserError, match="there is no folder .*/a; required: an existing one"):
             capture.export("anything", tmp_path / "a" / "b" / "model.onnx")
+
+    def test_a_folder_that_cannot_be_written_is_found_before_any_work(self, tmp_path: Path) -> None:
+        if os.geteuid() == 0:
+            (tmp_path / "sealed").write_text("no folder")  # root may write anywhere
+        else:
+            (tmp_path / "sealed").mkdir(mode=0o500)
+        with pytest.raises(UserError, match="sealed is no(t writable| folder)"):
+            capture.export("anything", tmp_path / "sealed" / "model.onnx")
 
     def test_output_is_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is a folder; required: the path of a file to write"):

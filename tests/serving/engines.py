@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tests import zoo
 from zq2onnx.packaging.package import package
 from zq2onnx.packaging.target import Target
-from zq2onnx.runtime.serving import Generator
+from zq2onnx.runtime.serving import Generator, read_settings
 
 Texts = list[list[int]]
 Logits = Callable[[list[int]], np.ndarray]
@@ -129,6 +129,22 @@ def by_genai(folder: Path, prompts: Texts, count: int) -> Texts:
             generator.generate_next_token()
         made.append([int(token) for token in generator.get_sequence(0)[len(prompt) :]])
     return made
+
+
+def by_genai_as_batch(folder: Path, prompts: Texts, count: int) -> Texts:
+    """All prompts at once in onnxruntime-genai, filled up on the right, which is the side it takes."""
+    genai = require_genai()
+    model, longest = genai.Model(str(folder)), max(map(len, prompts))
+    filling = read_settings(folder).pad
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=longest + count, batch_size=len(prompts))
+    generator = genai.Generator(model, parameters)
+    rows = [prompt + [filling] * (longest - len(prompt)) for prompt in prompts]
+    generator.append_tokens(np.array(rows, np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    made = [generator.get_sequence(row)[longest:].tolist() for row in range(len(prompts))]
+    return [text[: text.index(END)] if END in text else text for text in made]
 
 
 def logits_of(generator: Generator) -> Logits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -14,10 +15,12 @@ import pytest
 
 from tests import zoo
 from tests.runtime.fused import needs_library
-from tests.serving.engines import PROMPTS, by_generator, encoded, packaged, tokenizer
+from tests.serving.engines import PROMPTS, as_batch, by_generator, encoded, packaged, tokenizer
 from zq2onnx.cli.app import main
 from zq2onnx.errors import UserError
+from zq2onnx.runtime.providers import require_onnxruntime
 from zq2onnx.runtime.serving import Generator, read_settings
+from zq2onnx.runtime.serving.opening import cache_device
 from zq2onnx.runtime.serving.signature import read_signature
 
 COUNT = "16"
@@ -52,6 +55,43 @@ def test_prints_the_text_and_how_fast_it_came(
     printed = capsys.readouterr()
     assert printed.out == texts[0] + "\n" and " the world." in texts[0]
     assert "tokens of prompt in" in printed.err and "tokens/s; 16 tokens in all" in printed.err
+
+
+def test_without_files_it_says_that_it_never_stops(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("model.onnx", "model.onnx.data", "tokenizer.json"):
+        shutil.copy(model.parent / name, tmp_path)
+    arguments = ["generate", str(tmp_path), "--prompt", "a", "--max-new-tokens", "3"]
+    assert main(arguments) == 0
+    note, speed = capsys.readouterr().err.splitlines()
+    assert "names a token that ends a text: 3 come of each" in note and "tokens in all" in speed
+    assert main([*arguments, "--quiet"]) == 0 and capsys.readouterr().err == ""
+    assert main(["generate", str(model), *arguments[2:]]) == 0
+    assert "names a token" not in capsys.readouterr().err
+
+
+def test_a_terminal_that_lacks_a_letter(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    prompts = ["--prompt", "é", "--prompt", "a"]
+    assert main(["generate", str(model), *prompts, "--max-new-tokens", "2", "--quiet"]) == 0
+    assert raw.getvalue().startswith(b"[?]")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_interrupted_import_is_no_missing_package(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> None:
+        if told:
+            raise ImportError("initialization failed: KeyboardInterrupt")
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr("zq2onnx.runtime.providers.importlib.import_module", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        require_onnxruntime()
 
 
 def test_several_prompts_are_one_batch(
@@ -125,6 +165,8 @@ def test_bad_input_is_one_line(model: Path, tmp_path: Path, capsys: pytest.Captu
     line = refused(capsys, model, "--prompt", "day " * CONTEXT)
     assert "shorten the prompt" in line
     assert "0 new tokens; required: at least 1" in refused(capsys, model, *ask, "--max-new-tokens", "0")
+    assert "'\\udcff': not UTF-8; required: a UTF-8 text" in refused(capsys, model, "--prompt", "\udcff")
+    assert "'--threads'" in refused(capsys, model, *ask, "--threads", "-5")
     junk = tmp_path / "junk.onnx"
     junk.write_bytes(b"no model")
     assert "cannot load it" in refused(capsys, junk, *ask, "--tokenizer", model.parent)
@@ -135,6 +177,34 @@ def test_logits_are_of_texts_within_the_context(model: Path) -> None:
     assert generator.logits([[5] * CONTEXT]).shape == (1, CONTEXT, VOCABULARY)
     with pytest.raises(UserError, match="a prompt of 257 tokens and 0 new ones; required: at most 256"):
         generator.logits([[5] * (CONTEXT + 1)])
+
+
+def test_what_fills_up_is_a_token_that_the_model_knows(model: Path, tmp_path: Path) -> None:
+    folder = packaged(model, tmp_path / "served")
+    said = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+    said["model"]["pad_token_id"] = VOCABULARY
+    (folder / "genai_config.json").write_text(json.dumps(said), encoding="utf-8")
+    generator, prompts = Generator(folder, threads=1), encoded(folder, PROMPTS[:2])
+    assert generator.settings.pad == VOCABULARY
+    assert as_batch(generator, prompts, 8) == by_generator(Generator(model, threads=1), prompts, 8)
+    with pytest.raises(UserError, match="a prompt with id -1, and "):
+        generator.stream([[5, -1]], 1)
+
+
+def test_the_cache_is_on_the_sessions_own_gpu() -> None:
+    @dataclass
+    class Session:
+        options: dict[str, dict[str, str]]
+
+        def get_providers(self) -> list[str]:
+            return list(self.options)
+
+        def get_provider_options(self) -> dict[str, dict[str, str]]:
+            return self.options
+
+    cpu: dict[str, dict[str, str]] = {"CPUExecutionProvider": {}}
+    assert cache_device(Session(cpu)) == ("cpu", 0)
+    assert cache_device(Session({"CUDAExecutionProvider": {"device_id": "1"}} | cpu)) == ("cuda", 1)
 
 
 def test_a_tokenizer_of_another_model_is_refused(model: Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 import zq2onnx
 from tests import zoo
-from tests.runtime.cuda.stand_in import write_bundle
 from tests.runtime.fused import needs_library
 from tests.serving.engines import PROMPTS, by_genai, by_generator, encoded, require_genai, tokenizer
 from zq2onnx.cli.app import main
@@ -154,42 +153,6 @@ def test_genai_runs_it_from_anywhere(
     assert main(["generate", str(moved), "--prompt", "a"]) == 2
 
 
-@needs_library
-def test_kernels_come_along_where_they_are_compiled(
-    quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = tmp_path / "bundle"
-    named = {kernel.file for kernel in write_bundle(bundle, "sm_90").kernels}
-    (bundle / "of-another-build.cubin").write_text("left over")
-    monkeypatch.setenv("ZQ2ONNX_KERNELS", str(bundle))
-    assert make(quantized, "-o", tmp_path / "served", "--fused", "--quiet") == 0
-    brought = {path.name for path in (tmp_path / "served" / "kernels").iterdir()}
-    assert brought == {"manifest.json", *named}
-
-
-def test_weights_are_linked_where_that_is_asked_for(float_model: Path, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    shutil.copytree(float_model.parent, source)
-    assert make(source / "model.onnx", "-o", tmp_path / "served", "--link", "--quiet") == 0
-    assert (tmp_path / "served" / "model.onnx.data").samefile(source / "model.onnx.data")
-    assert not (tmp_path / "served" / "config.json").samefile(source / "config.json")
-
-
-def test_a_folder_is_not_taken_unasked(
-    float_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "served"
-    folder.mkdir()
-    (folder / "model.onnx").write_text("mine")
-    (folder / "notes.txt").write_text("mine")
-    assert "is not empty" in refused(capsys, float_model, "-o", folder)
-    assert (folder / "model.onnx").read_text() == "mine"
-    assert make(float_model, "-o", folder, "--force") == 0
-    assert (folder / "model.onnx").read_bytes() == float_model.read_bytes()
-    assert (folder / "notes.txt").read_text() == "mine"
-    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
-
-
 def test_bad_input_is_one_line(
     float_model: Path, quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,7 +166,7 @@ def test_bad_input_is_one_line(
         capsys, float_model, *out, "--name", "a"
     )
     line = refused(capsys, float_model, *out, "--tokenizer", tmp_path / "absent")
-    assert "absent: no such folder" in line
+    assert "absent: no such file or folder" in line
     assert "is what is packaged" in refused(capsys, float_model, "-o", float_model.parent, "--force")
     assert "no folder" in refused(capsys, float_model, "-o", tmp_path / "a" / "b")
     (tmp_path / "file").touch()
@@ -235,3 +198,49 @@ def test_another_tokenizer_takes_the_place_of_the_models(float_model: Path, tmp_
         assert (tmp_path / "served" / name).read_bytes() == (other / name).read_bytes()
     own = (float_model.parent / "config.json").read_bytes()
     assert (tmp_path / "served" / "config.json").read_bytes() == own
+
+
+def test_a_tokenizer_may_be_named_by_its_file(
+    float_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(zoo.checkpoint("llama"), other)
+    (other / "tokenizer.json").rename(other / "mine.json")
+    options = ("--tokenizer", other / "mine.json")
+    assert make(float_model, "-o", tmp_path / "served", *options, "--quiet") == 0
+    for name, source in (("tokenizer.json", "mine.json"), ("tokenizer_config.json",) * 2):
+        assert (tmp_path / "served" / name).read_bytes() == (other / source).read_bytes()
+    (other / "mine.json").write_text("{")
+    assert "mine.json: not a tokenizer" in refused(capsys, float_model, "-o", tmp_path / "s", *options)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "said"),
+    [
+        ("filename", "../model.onnx", "it names ../model.onnx; required: files in"),
+        ("filename", "/etc/hostname", "it names /etc/hostname; required: files in"),
+        ("library", "../evil.so", "it names ../evil.so; required: files in"),
+        ("library", ["evil.so"], "custom_ops_library is ['evil.so']; required: the name of a file"),
+        ("library", "linked.so", "is a link to another folder"),
+    ],
+)
+def test_a_folder_brings_nothing_from_outside(
+    key: str, name: object, said: str, float_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "served"
+    assert make(float_model, "-o", folder, "--link", "--quiet") == 0
+    for outside in ("model.onnx", "evil.so"):
+        (tmp_path / outside).touch()
+    (folder / "linked.so").symlink_to(tmp_path / "evil.so")
+    said_before = config(folder)
+    decoder = said_before["model"]["decoder"]
+    assert isinstance(decoder, dict)
+    if key == "filename":
+        decoder[key] = name
+    else:
+        decoder["session_options"]["custom_ops_library"] = name
+    (folder / "genai_config.json").write_text(json.dumps(said_before), encoding="utf-8")
+    assert main(["generate", str(folder), "--prompt", "a"]) == 2
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1

@@ -104,7 +104,36 @@ def test_options_of_a_repository(quantized: Path, tmp_path: Path, capsys: pytest
     for bad in (["--library-path", "lib.so"], ["--name", "a/b"], ["--context", "5"]):
         assert make("triton", quantized, "-o", tmp_path / "s", *bad) == 2
         assert capsys.readouterr().err.startswith(f"error: {bad[0]}")
+    path = "/opt/libzq2onnx_ops.so"
+    assert make("triton", quantized, "-o", tmp_path / "s", "--library-path", path, "--portable") == 2
+    assert "and no library goes with" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+@needs_library
+def test_strings_are_quoted(quantized: Path, tmp_path: Path) -> None:
+    path = '/opt/a "b"\\c\n] é/lib.so'
+    assert make("triton", quantized, "-o", tmp_path / "r", "--library-path", path, "--fused") == 0
+    config = parsed(tmp_path / "r" / "tiny_w4" / "config.pbtxt")
+    assert list(config.model_operations.op_library_filename) == [path]
+
+
+def test_positions_count_and_other_integers_are_one(tmp_path: Path) -> None:
+    model = zoo.model("llama-cache")
+    assert make("triton", model, "-o", tmp_path / "r", "--name", "chat") == 0
+    request = json.loads((tmp_path / "r" / "chat" / "request.json").read_text(encoding="utf-8"))
+    data = {value["name"]: value["data"] for value in request["inputs"]}
+    assert (data["position_ids"], data["input_ids"]) == ([0, 1, 2, 3], [1, 1, 1, 1])
+    assert make("ort", model, "-o", tmp_path / "ort") == 0
+    program = (tmp_path / "ort" / "run.cc").read_text(encoding="utf-8")
+    assert '== "position_ids"' in program and "INT32) fill(static_cast<int32_t*>" in program
+
+
+def test_a_type_that_numpy_lacks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make("ort", zoo.model("opt-cache-bf16"), "-o", tmp_path / "r") == 2
+    line = capsys.readouterr().err
+    assert "past_key_values.0.key is tensor(bfloat16); required: types that NumPy has" in line
+    assert line.count("\n") == 1 and not (tmp_path / "r").exists()
 
 
 def test_a_graph_without_free_batch_is_not_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

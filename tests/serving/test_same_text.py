@@ -16,6 +16,7 @@ from tests.serving.engines import (
     alike,
     as_batch,
     by_genai,
+    by_genai_as_batch,
     by_generator,
     by_torch,
     cached_model,
@@ -70,6 +71,12 @@ def test_a_batch_of_different_lengths_is_the_same_text(case: Case) -> None:
     prompts, texts = case.prompts[:4], case.texts[:4]
     assert len(set(map(len, prompts))) == 4
     assert as_batch(case.generator, prompts, COUNT) == texts
+
+
+def test_genai_takes_such_a_batch_filled_up_on_the_right(case: Case, tmp_path: Path) -> None:
+    folder = packaged(case.model, tmp_path / "genai")
+    written = by_genai_as_batch(folder, case.prompts[:4], COUNT)
+    assert alike(written, case.texts[:4]) == 4
 
 
 def test_logits_of_whole_texts_choose_the_same_tokens(case: Case) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zq2onnx.cli.console import stderr
+from zq2onnx.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,7 +42,11 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(metavar="N", show_default=f"{DEFAULT_NEW_TOKENS}, or what the context leaves"),
+        typer.Option(
+            metavar="N",
+            help="Tokens of each text, at most.",
+            show_default=f"{DEFAULT_NEW_TOKENS}, or what the context leaves",
+        ),
     ] = None,
     fused: Annotated[
         bool | None,
@@ -52,9 +58,11 @@ def generate(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Threads of ONNX Runtime.", show_default="as many as it chooses"),
+        typer.Option(
+            metavar="N", min=1, help="Threads of ONNX Runtime.", show_default="as many as it chooses"
+        ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not print the speed.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the text alone.")] = False,
 ) -> None:
     """Try a language model at once: stream the likeliest continuation of a prompt.
 
@@ -72,16 +80,29 @@ def generate(
     words = read_tokenizer(tokenizer_file(tokenizer or find_model(model).model.parent))
     words.no_truncation()
     words.no_padding()
-    prompts = [words.encode(text).ids for text in prompt]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack what a model writes
+    prompts = [_encode(words, text) for text in prompt]
     generator = Generator(model, fused=fused, threads=threads)
     left = generator.room(prompts) or DEFAULT_NEW_TOKENS
     count = min(DEFAULT_NEW_TOKENS, left) if max_new_tokens is None else max_new_tokens
     texts = [_Text(words, ids, _write if len(prompts) == 1 else None) for ids in prompts]
+    if not (generator.settings.eos or quiet):
+        stderr.print(f"no file beside {generator.path} names a token that ends a text: {count} come of each")
     speed = _run(generator, prompts, count, texts)
     for text, ids in zip(prompt, texts, strict=True):
         _write("\n" if len(prompts) == 1 else f"[{text}]{''.join(ids.pieces)}\n")
     if not quiet:
         stderr.print(speed)
+
+
+def _encode(words: Tokenizer, text: str) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that the shell handed on as they were
+        raise UserError(f"--prompt {text!r}: not UTF-8", "a UTF-8 text") from None
+    ids: list[int] = words.encode(text).ids
+    return ids
 
 
 @dataclass

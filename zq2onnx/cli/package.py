@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +57,9 @@ def package(
     ] = False,
     tokenizer: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the tokenizer.", show_default="the model's folder"),
+        typer.Option(
+            metavar="FILE|DIR", help="tokenizer.json, or its folder.", show_default="the model's folder"
+        ),
     ] = None,
     context: Annotated[
         int | None,
@@ -97,7 +101,11 @@ def package(
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Use a folder that is not empty; overwrite files of the same names."),
+        typer.Option(
+            "--force",
+            help="Use a folder that is not empty: overwrite files of the same names, and remove what an"
+            " earlier package had and this one has not.",
+        ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors alone.")] = False,
 ) -> None:
@@ -145,5 +153,18 @@ def _check_options(target: Target, context: int | None, triton: tuple[object, ..
 def _print(made: Package) -> None:
     kernels = "the operator library, where it pays" if made.fused else "stock kernels"
     stdout.print(f"{made.folder}  {made.bytes / 1e6:.1f} MB, runs by {kernels}")
-    for file in made.files:
-        stdout.print(f"  {file}")
+    for line in _contents(made):
+        stdout.print(f"  {line}")
+
+
+def _contents(made: Package) -> Iterator[str]:
+    """Its files; of the kernels, which are many, how many and how large they are."""
+    from zq2onnx.packaging.kernels import BUNDLE
+
+    for folder, group in itertools.groupby(made.files, lambda file: file.parent):
+        files = list(group)
+        if folder.name == BUNDLE:
+            size = sum((made.folder / file).stat().st_size for file in files)
+            yield f"{folder}/  {len(files)} files, {size / 1e6:.1f} MB"
+        else:
+            yield from map(str, files)

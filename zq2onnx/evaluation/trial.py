@@ -27,6 +27,11 @@ class Turn(Protocol):
         """`[batch, tokens, width]`."""
 
 
+def shown(turn: Turn) -> npt.NDArray[np.bool_]:
+    """Which of a turn's tokens are shown, and not padding: `[batch, tokens]`."""
+    return turn.feeds["attention_mask"][:, -turn.feeds["input_ids"].shape[1] :] != 0
+
+
 def largest_difference(path: Path, turns: Sequence[Turn]) -> float:
     """Run the turns one after the other on ONNX Runtime's CPU provider; bfloat16 models as a float32 copy.
 
@@ -60,6 +65,7 @@ def largest_difference(path: Path, turns: Sequence[Turn]) -> float:
                 name.replace("present", "past_key_values", 1): value
                 for name, value in zip(names[1:], present, strict=True)
             }
-            shown = mask[:, -ids.shape[1] :] != 0
-            worst.append(float(np.abs(answer.astype(np.float32) - turn.expected)[shown].max()))
+            with np.errstate(invalid="ignore"):  # infinite in both: NaN, which is told as an error
+                difference = np.abs(answer.astype(np.float32) - turn.expected)
+            worst.append(float(difference[shown(turn)].max()))
     return float(np.max(worst))  # which a NaN wins

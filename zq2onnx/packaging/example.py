@@ -5,6 +5,8 @@ from __future__ import annotations
 from zq2onnx.packaging.source import Value
 
 TOKENS = 4
+POSITIONS = "position_ids"
+"""The input that counts the tokens, from 0; other integers are 1."""
 _CACHE = "past_key_values."
 
 

@@ -45,6 +45,7 @@ def add_library(contents: Contents, library: Path | None, place: Path = Path()) 
     """
     from zq2onnx.runtime.kernels.manifest import MANIFEST, bundle_folder, read_manifest
 
+    contents.ours |= {place / LIBRARY, place / BUNDLE}
     if library is None:
         return
     contents.copied[place / LIBRARY] = library

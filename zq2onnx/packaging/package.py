@@ -14,6 +14,7 @@ from zq2onnx.packaging.source import Source, read_source
 from zq2onnx.packaging.target import Target
 from zq2onnx.runtime.serving.folder import DETOKENIZER, GENAI_CONFIG, MODEL, TOKENIZER
 from zq2onnx.storage.companions import find_companions
+from zq2onnx.text import read_tokenizer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _MODEL_FILES = ("config.json", "generation_config.json", "preprocessor_config.json")
@@ -44,7 +45,7 @@ class Wishes:
     """What may be asked of a package beyond its target.
 
     Attributes:
-        tokenizer: folder of the tokenizer; None for the model's.
+        tokenizer: a tokenizer.json, or its folder; None for the model's.
         tokenizer_graph: whether tokenizer and detokenizer come along as ONNX graphs.
         context: for genai, tokens of the longest text; None for what the model's files say.
         name: for Triton, what the model is called; None for its file's name.
@@ -79,7 +80,8 @@ def package(
         fused: with the operator library; False: without. None: with it where it is built and the model has
             operators for it.
         wishes: what else; None for nothing.
-        force: overwrite files of the same names.
+        force: use a folder that is not empty: overwrite files of the same names, and remove what an earlier
+            package had and this one has not.
         link: make hard links of the weights instead of copies.
 
     Raises:
@@ -107,6 +109,8 @@ def _genai(source: Source, library: Path | None, wishes: Wishes) -> Contents:
     _add_tokenizer(contents, source, wishes, Path(), required=True)
     add_library(contents, library)
     contents.write(GENAI_CONFIG, config)
+    contents.opened = [Path(MODEL), Path(GENAI_CONFIG)]
+    contents.ours |= {Path(snippets.PYTHON), Path(snippets.CPP)}
     return contents
 
 
@@ -117,6 +121,8 @@ def _ort(source: Source, library: Path | None, wishes: Wishes) -> Contents:
     add_library(contents, library)
     contents.write(snippets.PYTHON, snippets.python_snippet(source, library is not None))
     contents.write(snippets.CPP, snippets.cpp_snippet(source, library is not None))
+    contents.opened = [Path(MODEL)]
+    contents.ours.add(Path(GENAI_CONFIG))
     return contents
 
 
@@ -125,6 +131,12 @@ def _triton(source: Source, library: Path | None, name: str, wishes: Wishes) -> 
     version, contents = Path(name, triton.VERSION), Contents()
     batch = _max_batch(source, wishes)
     path = wishes.library_path or f"{triton.MOUNT}/{(version / LIBRARY).as_posix()}"
+    if wishes.library_path and library is None:
+        raise UserError(
+            f"--library-path {path}, and no library goes with {source.model}",
+            "a model with operators for it, not --portable",
+            "leave it out",
+        )
     named = path if library is not None else None
     _add_model(contents, source, version)
     _add_tokenizer(contents, source, wishes, Path(name, "tokenizer"), required=False)
@@ -132,6 +144,7 @@ def _triton(source: Source, library: Path | None, name: str, wishes: Wishes) -> 
     contents.write(Path(name, "config.pbtxt"), triton.model_config(source, name, batch, named))
     contents.write(Path(name, "request.json"), triton.example_request(source))
     contents.write("README.md", triton.readme(source, name, named, batch > 0))
+    contents.opened = [version / MODEL, Path(name, "config.pbtxt")]
     return contents
 
 
@@ -163,9 +176,11 @@ def _add_model(contents: Contents, source: Source, place: Path) -> None:
 
 def _add_tokenizer(contents: Contents, source: Source, wishes: Wishes, place: Path, required: bool) -> None:
     """The files beside the model, another tokenizer's in place of its own, and the graphs."""
-    other = wishes.tokenizer
-    if other is not None and not other.is_dir():
-        raise UserError(f"--tokenizer {other}: no such folder", "the folder of tokenizer.json")
+    named = wishes.tokenizer
+    if named is not None and not named.exists():
+        raise UserError(f"--tokenizer {named}: no such file or folder", "a tokenizer.json, or its folder")
+    other = named.parent if named is not None and named.is_file() else named
+    contents.ours |= {place / TOKENIZER, place / DETOKENIZER}
     for file in find_companions(source.folder):
         if file.name != GENAI_CONFIG and (other is None or file.name in _MODEL_FILES):
             contents.copied[place / file] = source.folder / file
@@ -173,16 +188,22 @@ def _add_tokenizer(contents: Contents, source: Source, wishes: Wishes, place: Pa
         for file in find_companions(other):
             if file.name not in (GENAI_CONFIG, *_MODEL_FILES):
                 contents.copied[place / file] = other / file
+    file = place / _TOKENIZER_FILES[0]
+    if named is not None and named.is_file():
+        contents.copied[file] = named
     absent = [name for name in _TOKENIZER_FILES if place / name not in contents.copied]
     if absent and (required or wishes.tokenizer_graph):
         raise UserError(
-            f"{wishes.tokenizer or source.folder}: no {absent[0]}",
+            f"{other or source.folder}: no {absent[0]}",
             "the model's tokenizer",
             "give its folder with --tokenizer",
         )
+    if file in contents.copied:
+        read_tokenizer(contents.copied[file])  # refuses one that is damaged
     if wishes.tokenizer_graph:
         from zq2onnx.packaging.tokenizer_graph import make_tokenizer_graphs
 
-        encoder, decoder = make_tokenizer_graphs(contents.copied[place / _TOKENIZER_FILES[0]].parent)
+        files = [contents.copied[place / name] for name in _TOKENIZER_FILES]
+        encoder, decoder = make_tokenizer_graphs(*files)
         contents.written[place / TOKENIZER] = encoder
         contents.written[place / DETOKENIZER] = decoder

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
+from zq2onnx.errors import UserError
 from zq2onnx.opset import FLOAT_ACTIVATIONS
-from zq2onnx.packaging.example import TOKENS, example_shape, is_cache
+from zq2onnx.packaging.example import POSITIONS, TOKENS, example_shape, is_cache
 from zq2onnx.packaging.kernels import LIBRARY
 from zq2onnx.packaging.source import Source, Value
 from zq2onnx.runtime.serving.folder import MODEL
@@ -17,13 +20,19 @@ _CONFIG = tuple(FLOAT_ACTIVATIONS.items())
 
 
 def python_snippet(source: Source, fused: bool) -> str:
-    """A program for the folder that it is in: one run of a few tokens."""
+    """A program for the folder that it is in: one run of a few tokens.
+
+    Raises:
+        UserError: NumPy has no such type as an input, or the first output, is of.
+    """
+    for value in (*source.inputs, source.outputs[0]):
+        _check_type(source, value)
     plain = [value for value in source.inputs if not is_cache(value)]
     cache = [value for value in source.inputs if is_cache(value)]
     setup = [f'options.register_custom_ops_library("./{LIBRARY}")'] if fused else []
     if source.qdq:
         setup += [f'options.add_session_config_entry("{key}", "{value}")' for key, value in _CONFIG]
-    feeds = [f'feeds["{value.name}"] = {_array(value)}' for value in plain]
+    feeds = [f"feeds[{_quoted(value.name)}] = {_array(value)}" for value in plain]
     for group in _alike(cache):
         feeds += [f"past = {_names(group)}", f"feeds |= {{name: {_array(group[0])} for name in past}}"]
     lines = [
@@ -35,16 +44,34 @@ def python_snippet(source: Source, fused: bool) -> str:
         f'session = ort.InferenceSession("{MODEL}", options, providers=["CPUExecutionProvider"])',
         "feeds = {}",
         *feeds,
-        f'(output,) = session.run(["{source.outputs[0].name}"], feeds)',
+        f"(output,) = session.run([{_quoted(source.outputs[0].name)}], feeds)",
         "print(output.shape, output.reshape(-1, output.shape[-1])[-1].argmax())",
     ]
     return "\n".join(lines) + "\n"
 
 
+def _check_type(source: Source, value: Value) -> None:
+    if not hasattr(np, _dtype(value)):
+        raise UserError(
+            f"{source.model}: {value.name} is {value.type}",
+            "types that NumPy has, for the Python program",
+            "export it with --dtype fp16, or package it --for genai",
+        )
+
+
+def _dtype(value: Value) -> str:
+    return np.dtype(value.dtype.numpy()).name
+
+
+def _quoted(text: str) -> str:
+    """A string of Python, and of C++."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def _array(value: Value) -> str:
-    dtype = f"np.{np.dtype(value.dtype.numpy()).name}"
+    dtype = f"np.{_dtype(value)}"
     shape = tuple(example_shape(value))
-    if value.name == "position_ids":
+    if value.name == POSITIONS:
         return f"np.arange({TOKENS}, dtype={dtype})[None]"
     return f"np.{'ones' if value.dtype.is_integer() else 'zeros'}({shape}, {dtype})"
 
@@ -74,15 +101,23 @@ def cpp_snippet(source: Source, fused: bool) -> str:
     if source.qdq:
         setup += "".join(f'\n  options.AddConfigEntry("{key}", "{value}");' for key, value in _CONFIG)
     return f"""// g++ -std=c++17 {CPP} -I ONNXRUNTIME/include -L ONNXRUNTIME/lib -lonnxruntime -o run
-#include <algorithm>
 #include <iostream>
 #include <onnxruntime_cxx_api.h>
+#include <string>
+#include <vector>
+
+template <typename T>
+void fill(T* data, size_t count, bool counts) {{
+  for (size_t i = 0; i < count; ++i) data[i] = counts ? T(i) : T(1);
+}}
 
 int main() {{
   Ort::Env env;
   Ort::SessionOptions options;{setup}
   Ort::Session session(env, "{MODEL}", options);
   Ort::AllocatorWithDefaultOptions allocator;
+  auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+  std::vector<std::vector<char>> buffers;
   std::vector<Ort::AllocatedStringPtr> names;
   std::vector<const char*> inputs;
   std::vector<Ort::Value> values;
@@ -92,15 +127,21 @@ int main() {{
     auto type = session.GetInputTypeInfo(i);
     auto shape = type.GetTensorTypeAndShapeInfo().GetShape();
     int64_t free = std::string(inputs[i]).rfind("past_key_values.", 0) == 0 ? 0 : {TOKENS};  // tokens
-    for (size_t axis = 0; axis < shape.size(); ++axis)
+    size_t count = 1;
+    for (size_t axis = 0; axis < shape.size(); ++axis) {{
       if (shape[axis] < 0) shape[axis] = axis == 0 ? 1 : free;
+      count *= shape[axis];
+    }}
     auto kind = type.GetTensorTypeAndShapeInfo().GetElementType();
-    values.push_back(Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), kind));
-    size_t count = values.back().GetTensorTypeAndShapeInfo().GetElementCount();
-    if (kind == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64)
-      std::fill_n(values.back().GetTensorMutableData<int64_t>(), count, 1);
+    buffers.emplace_back(8 * count + 8);  // zeros, and room for any type
+    void* data = buffers.back().data();
+    values.push_back(
+        Ort::Value::CreateTensor(memory, data, buffers.back().size(), shape.data(), shape.size(), kind));
+    bool counts = std::string(inputs[i]) == "{POSITIONS}";  // 0, 1, ..; other integers are 1
+    if (kind == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) fill(static_cast<int64_t*>(data), count, counts);
+    if (kind == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32) fill(static_cast<int32_t*>(data), count, counts);
   }}
-  const char* output = "{source.outputs[0].name}";
+  const char* output = {_quoted(source.outputs[0].name)};
   auto results = session.Run({{}}, inputs.data(), values.data(), values.size(), &output, 1);
   for (int64_t size : results[0].GetTensorTypeAndShapeInfo().GetShape()) std::cout << size << " ";
   std::cout << std::endl;

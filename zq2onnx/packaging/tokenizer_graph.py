@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
+from zq2onnx.configuration import read_object
 from zq2onnx.errors import UserError
 from zq2onnx.packaging.tokenizer_trial import try_graphs
 from zq2onnx.text import read_tokenizer
@@ -36,7 +37,7 @@ _PROBES = (
 """Texts on which graph and tokenizer must agree."""
 
 
-def make_tokenizer_graphs(folder: Path) -> tuple[bytes, bytes]:
+def make_tokenizer_graphs(file: Path, config: Path) -> tuple[bytes, bytes]:
     """The tokenizer's graph, and the detokenizer's.
 
     The first takes `text`, strings `[batch]`, and gives `ids`, int64 `[batch, length]`, as the tokenizer does
@@ -44,23 +45,36 @@ def make_tokenizer_graphs(folder: Path) -> tuple[bytes, bytes]:
     one string without special tokens.
 
     Args:
-        folder: of tokenizer.json and tokenizer_config.json.
+        file, config: tokenizer.json and tokenizer_config.json.
 
     Raises:
         UserError: onnxruntime-extensions is missing, or it does not do what this tokenizer does.
     """
-    file, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    for path in (file, config):
-        if not path.is_file():
-            raise UserError(f"{path}: no such file", "tokenizer.json and tokenizer_config.json")
     tokenizer = read_tokenizer(file)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     text = file.read_text(encoding="utf-8")
-    encoder = _encoder(text, config.read_text(encoding="utf-8"))
-    decoder = _decoder(file, tokenizer, json.loads(text))
+    _check_kind(file, tokenizer)
+    encoder = _encoder(text, _settings(config))
+    decoder = _decoder(tokenizer, json.loads(text))
     _check(file, tokenizer, encoder, decoder)
     return encoder, decoder
+
+
+def _check_kind(file: Path, tokenizer: Tokenizer) -> None:
+    """Refuse what onnxruntime-extensions may not be given: some other models make it crash."""
+    for name, part, known in (("model", tokenizer.model, "BPE"), ("decoder", tokenizer.decoder, "ByteLevel")):
+        kind = "none" if part is None else type(part).__name__
+        if kind != known:
+            raise UserError(f"{file}: its {name} is {kind}", known, "leave out --with-tokenizer-graph")
+
+
+def _settings(config: Path) -> str:
+    """tokenizer_config.json; what transformers 5 writes as the class, as onnxruntime-extensions knows it."""
+    settings = read_object(config)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # as it was called before
+    return json.dumps(settings)
 
 
 def _encoder(tokenizer: str, config: str) -> bytes:
@@ -70,11 +84,8 @@ def _encoder(tokenizer: str, config: str) -> bytes:
     return _model(text, node, ir.DataType.INT64, ["batch", "length"], "ids")
 
 
-def _decoder(file: Path, tokenizer: Tokenizer, parts: dict[str, Any]) -> bytes:
-    if (parts.get("decoder") or {}).get("type") != "ByteLevel":
-        kind = (parts.get("decoder") or {}).get("type", "none")
-        raise UserError(f"{file}: its decoder is {kind}", "ByteLevel", "leave out --with-tokenizer-graph")
-    added = parts["added_tokens"]
+def _decoder(tokenizer: Tokenizer, parts: dict[str, Any]) -> bytes:
+    added = parts.get("added_tokens") or []
     special = [token["id"] for token in added if token["special"]]
     words = {index: word for word, index in tokenizer.get_vocab(with_added_tokens=True).items()}
     attributes: dict[str, str | int] = {

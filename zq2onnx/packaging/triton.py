@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import PurePosixPath
 
 import onnx_ir as ir
 
 from zq2onnx.errors import UserError
-from zq2onnx.packaging.example import example_shape
+from zq2onnx.packaging.example import POSITIONS, example_shape
 from zq2onnx.packaging.source import Source, Value
 from zq2onnx.runtime.serving.folder import MODEL
 
@@ -66,9 +67,9 @@ def model_config(source: Source, name: str, max_batch: int, library: str | None)
         UserError: a type of the graph's is not one of Triton's.
     """
     lines = [
-        f'name: "{name}"',
+        f"name: {_quoted(name)}",
         'backend: "onnxruntime"',
-        f'default_model_filename: "{MODEL}"',
+        f"default_model_filename: {_quoted(MODEL)}",
         f"max_batch_size: {max_batch}",
     ]
     for kind, values in (("input", source.inputs), ("output", source.outputs)):
@@ -78,7 +79,7 @@ def model_config(source: Source, name: str, max_batch: int, library: str | None)
         # the past's length included.
         lines.append("dynamic_batching { }")
     if library is not None:
-        lines.append(f'model_operations {{ op_library_filename: [ "{library}" ] }}')
+        lines.append(f"model_operations {{ op_library_filename: [ {_quoted(library)} ] }}")
     return "\n".join(lines) + "\n"
 
 
@@ -87,7 +88,13 @@ def _entry(source: Source, value: Value, batched: bool) -> str:
         raise UserError(f"{source.model}: {value.name} is {value.type}", "a type that Triton knows")
     dims = value.shape[1:] if batched else value.shape
     told = ", ".join(str(dim) if isinstance(dim, int) else "-1" for dim in dims)
-    return f'  {{ name: "{value.name}" data_type: TYPE_{_TYPES[value.dtype]} dims: [ {told} ] }}'
+    name, kind = _quoted(value.name), _TYPES[value.dtype]
+    return f"  {{ name: {name} data_type: TYPE_{kind} dims: [ {told} ] }}"
+
+
+def _quoted(text: str) -> str:
+    """A string of protobuf's text format, whose escapes are those of JSON."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def example_request(source: Source) -> str:
@@ -95,11 +102,11 @@ def example_request(source: Source) -> str:
     inputs = []
     for value in source.inputs:
         shape = example_shape(value)
-        count = 1
-        for size in shape:
-            count *= size
-        filling: list[object] = [1 if value.dtype.is_integer() else 0.0] * count
-        inputs.append({"name": value.name, "shape": shape, "datatype": _TYPES[value.dtype], "data": filling})
+        count = math.prod(shape)
+        data: list[object] = [1 if value.dtype.is_integer() else 0.0] * count
+        if value.name == POSITIONS:
+            data = list(range(count))
+        inputs.append({"name": value.name, "shape": shape, "datatype": _TYPES[value.dtype], "data": data})
     outputs = [{"name": source.outputs[0].name}]
     return json.dumps({"inputs": inputs, "outputs": outputs}) + "\n"
 
