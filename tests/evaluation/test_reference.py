@@ -70,9 +70,9 @@ def test_a_first_model_that_is_kept_need_not_be_loaded(folder: Path, monkeypatch
     loaded: list[Path] = []
     original = session.Session.__init__
 
-    def load(self: session.Session, path: Path, file: Path) -> None:
+    def load(self: session.Session, path: Path, *rest: Any) -> None:
         loaded.append(path)
-        original(self, path, file)
+        original(self, path, *rest)
 
     monkeypatch.setattr(session.Session, "__init__", load)
     assert run(folder, "quant") == expected
