@@ -7,7 +7,7 @@ to register:
     ZQ2ONNX_OPS       names, comma-separated; `all`; `none`; unset: those that are measured to pay
     ZQ2ONNX_PROVIDER  `cpu` or `cuda`: what the session runs on; names without a kernel for it are left
                       out, so that their functions run there on stock kernels; unset: `cuda` where ONNX
-                      Runtime has the CUDA provider, and a GPU and compiled kernels for it are here
+                      Runtime has the CUDA provider and there is a GPU
 """
 
 from __future__ import annotations
@@ -145,14 +145,11 @@ def describe(ops: str | None = None, provider: str | None = None) -> LibraryDesc
     )
     features, kernels = (tuple(facts[key][0].split()) for key in ("cpu", "kernels"))
     provider = facts["provider"][0]
-    gpus = tuple(
-        (name, architecture) for _, name, architecture in (line for line in lines if line[0] == "gpu")
-    )
-    cuda = (
-        CudaDescription(facts["driver"][0], facts["driver"][1], gpus, *facts["bundle"])
-        if "driver" in facts
-        else None
-    )
+    gpus = tuple((line[1], line[2]) for line in lines if line[0] == "gpu")
+    cuda = None
+    if "driver" in facts:
+        (driver, why_no_gpu), (bundle, why_no_kernels) = facts["driver"], facts["bundle"]
+        cuda = CudaDescription(driver, why_no_gpu, gpus, bundle, why_no_kernels)
     return LibraryDescription(path, int(facts["api"][0]), features, kernels, provider, cuda, choices)
 
 
@@ -191,7 +188,7 @@ def register(
         ops: names of operators; `"all"`; None: what `ZQ2ONNX_OPS` says, or those that are measured to pay. On
             a GPU none is measured yet.
         provider: `"cpu"` or `"cuda"`, what the sessions run on; None: what `ZQ2ONNX_PROVIDER` says, or
-            `"cuda"` where ONNX Runtime has that provider, and a GPU and compiled kernels for it are here.
+            `"cuda"` where ONNX Runtime has that provider and there is a GPU.
 
     Returns:
         The names that are registered.

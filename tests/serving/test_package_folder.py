@@ -7,36 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import zq2onnx
-from tests import zoo
 from tests.runtime.cuda.stand_in import write_bundle
 from tests.runtime.fused import needs_library
+from tests.serving.packaging import make, refused
 from zq2onnx.cli.app import main
 from zq2onnx.packaging.kernels import LIBRARY
-
-
-@pytest.fixture(scope="module")
-def float_model() -> Path:
-    return zoo.model("tiny-cache")
-
-
-@pytest.fixture(scope="module")
-def quantized(float_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("quantized") / "tiny.w4.onnx"
-    zq2onnx.convert(float_model, path, check="none")
-    return path
-
-
-def make(*arguments: str | Path) -> int:
-    return main(["package", *map(str, arguments), "--for", "genai"])
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """The one line that a command ends with."""
-    assert make(*arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1
-    return printed.err
 
 
 @needs_library

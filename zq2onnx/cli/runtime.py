@@ -31,7 +31,7 @@ def info() -> None:
 
     For sessions on the CPU and on a GPU: there also which driver, GPUs and compiled kernels are found. Where
     ONNX Runtime has the CUDA provider, a session that does not say what it runs on is taken to run on a GPU
-    if one is here with kernels for it.
+    if there is one.
 
     ZQ2ONNX_OPS (names, all or none) and ZQ2ONNX_PROVIDER (cpu or cuda) change that, here as in a session.
     An operator that is not registered runs as its function says, on stock kernels.
